@@ -1,0 +1,168 @@
+"""The paper's network: VGG19's convolutions with BatchNorm, dropout and one linear layer."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import Tensor, nn
+
+#: FER2013's label order; also the order of the output columns.
+FER2013_CATEGORIES = (
+    "anger",
+    "disgust",
+    "fear",
+    "happiness",
+    "sadness",
+    "surprise",
+    "neutral",
+)
+
+#: Mean and standard deviation of the FER2013 Training pixels, in [0, 1]
+#: (printed by ``python tools/fer2013.py ../shared/data/fer2013/fer2013.csv.xz``).
+MEAN, STD = 0.5077, 0.2550
+
+_BLOCKS = ((2, 64), (2, 128), (4, 256), (4, 512), (4, 512))
+
+Pool = Literal["max", "avg"]
+
+
+class ImprovedVGG19(nn.Module):
+    """VGG19 as the paper improves it for 44x44 gray faces (its section 3).
+
+    Five blocks of (2, 2, 4, 4, 4) times 3x3 convolution, BatchNorm and ReLU with 64, 128,
+    256, 512 and 512 channels, each block closed by 2x2 pooling; then average pooling to
+    1x1, dropout, and one linear layer in place of VGG19's three. ``features`` is indexed as
+    torchvision's ``vgg19_bn().features`` is, so checkpoints of either load into the other;
+    those for RGB images serve gray ones with their first convolution summed over the colours:
+
+    >>> trunk = torchvision.models.vgg19_bn(weights="DEFAULT").features.state_dict()
+    >>> trunk["0.weight"] = trunk["0.weight"].sum(1, keepdim=True)
+    >>> ImprovedVGG19().features.load_state_dict(trunk)
+    <All keys matched successfully>
+
+    The public 3-channel VGG19 checkpoints for FER2013 hold the whole model: sum their
+    "features.0.weight" and load them with ``model.load_state_dict``; where they were trained
+    on pixels in [0, 1] as they are, set ``model.mean, model.std = 0.0, 1.0``.
+
+    Args:
+        num_classes: number of output classes, at least 1.
+        in_channels: channels of the input images; 1 for gray.
+        dropout: probability in [0, 1] of zeroing a feature before each linear layer.
+        pool: ``"max"`` or ``"avg"``, the 2x2 pooling after each block.
+        hidden_features: width of one more fully connected layer (with ReLU and dropout)
+            before the last, the paper's text read the other way; None for no such layer.
+
+    Shape:
+        (N, in_channels, H, W) float with H, W >= 32, to logits (N, num_classes).
+
+    Attributes:
+        categories: names of the output classes, or None if the model was not given any;
+            ``load_pretrained`` sets it, like the next three.
+        mean, std: the normalisation the weights were trained with, for pixels in [0, 1].
+        temperature: what the logits are divided by before the softmax.
+
+    Raises:
+        ValueError: a setting is out of range, or an input is smaller than 32x32.
+    """
+
+    categories: tuple[str, ...] | None
+    mean: float
+    std: float
+    temperature: float
+
+    def __init__(
+        self,
+        num_classes: int = 7,
+        in_channels: int = 1,
+        dropout: float = 0.5,
+        pool: Pool = "max",
+        hidden_features: int | None = None,
+    ) -> None:
+        super().__init__()
+        for name, value in (("num_classes", num_classes), ("in_channels", in_channels)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        if hidden_features is not None and hidden_features < 1:
+            raise ValueError(f"hidden_features must be at least 1 or None, got {hidden_features}")
+        if pool not in ("max", "avg"):
+            raise ValueError(f"pool must be 'max' or 'avg', got {pool!r}")
+        layers: list[nn.Module] = []
+        channels = in_channels
+        for depth, width in _BLOCKS:
+            for _ in range(depth):
+                layers += [
+                    nn.Conv2d(channels, width, 3, padding=1),
+                    nn.BatchNorm2d(width),
+                    nn.ReLU(inplace=True),
+                ]
+                channels = width
+            layers.append(nn.MaxPool2d(2) if pool == "max" else nn.AvgPool2d(2))
+        self.num_features = channels
+        self.hidden_features = hidden_features
+        self.features = nn.Sequential(*layers)
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.dropout = nn.Dropout(dropout)
+        for module in self.features:
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+                assert module.bias is not None
+                nn.init.zeros_(module.bias)
+        self.mean, self.std, self.temperature = MEAN, STD, 1.0
+        self.reset_classifier(num_classes)
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """Replace the classifier by a fresh one for ``num_classes`` classes, as timm does.
+
+        With 0 classes the classifier goes, and the model returns (N, 512) embeddings. New
+        layers are on the device, in the dtype and in the mode of the model; ``categories``
+        becomes FER2013's for 7 classes and None otherwise, ``temperature`` 1.
+
+        Raises:
+            ValueError: ``num_classes`` is negative.
+        """
+        if num_classes < 0:
+            raise ValueError(f"num_classes must be at least 0, got {num_classes}")
+        first = self.features[0].weight
+        assert isinstance(first, Tensor)
+        width = self.num_features
+        layers: list[nn.Module] = []
+        if self.hidden_features is not None and num_classes:
+            layers = [
+                nn.Linear(width, self.hidden_features),
+                nn.ReLU(inplace=True),
+                nn.Dropout(self.dropout.p),
+            ]
+            width = self.hidden_features
+        layers.append(nn.Linear(width, num_classes) if num_classes else nn.Identity())
+        for layer in layers:
+            if isinstance(layer, nn.Linear):
+                nn.init.normal_(layer.weight, std=0.01)
+                nn.init.zeros_(layer.bias)
+        # A lone Linear keeps the key names of the public VGG19 FER checkpoints.
+        head = layers[0] if len(layers) == 1 else nn.Sequential(*layers)
+        self.classifier = head.to(first.device, first.dtype).train(self.training)
+        self.num_classes = num_classes
+        self.temperature = 1.0
+        self.categories = FER2013_CATEGORIES if num_classes == 7 else None
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """(N, in_channels, H, W) to the last feature map, (N, 512, H // 32, W // 32)."""
+        if x.shape[-1] < 32 or x.shape[-2] < 32:
+            raise ValueError(
+                f"ImprovedVGG19 needs images of at least 32x32 pixels, got {tuple(x.shape)}"
+            )
+        features: Tensor = self.features(x)
+        return features
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """(N, 512, h, w) to logits (N, num_classes); with ``pre_logits``, to the (N, 512)
+        embedding that the classifier sees."""
+        x = self.avgpool(x).flatten(1)
+        if pre_logits:
+            return x
+        logits: Tensor = self.classifier(self.dropout(x))
+        return logits
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, in_channels, H, W) to logits (N, num_classes)."""
+        return self.forward_head(self.forward_features(x))

@@ -1,0 +1,61 @@
+"""Entry points for ``torch.hub``; each is imported only when it is called.
+
+>>> import torch
+>>> model = torch.hub.load(".", "improved_vgg19", source="local")
+>>> predict_proba = torch.hub.load(".", "predict_proba", source="local")
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor
+
+    from ferfacenet import ImprovedVGG19
+
+dependencies = ["torch", "numpy", "PIL"]
+
+
+def improved_vgg19(weights: str = "fer2013", **options: object) -> ImprovedVGG19:
+    """The improved VGG19 with trained weights, in eval mode: faces to expressions.
+
+    Args:
+        weights: a bundled name (``"fer2013"``), a local folder or ``.safetensors`` file, or
+            a Hugging Face Hub id ``"org/repo"``.
+        options: ``revision``, ``device``, ``cache_dir``, ``local_files_only`` and ``token``,
+            as ``ferfacenet.load_pretrained`` takes them.
+
+    Returns:
+        A module that takes (N, 1, H, W) with H, W >= 32, as ``preprocess`` makes them, and
+        returns logits (N, 7) in the order of its ``categories``.
+    """
+    from ferfacenet import load_pretrained
+
+    return load_pretrained(weights, **options)  # type: ignore[arg-type]
+
+
+def preprocess() -> Callable[..., Tensor]:
+    """The function that turns an image of any kind into a (1, 48, 48) float tensor.
+
+    Returns:
+        ``ferfacenet.preprocess``: ``preprocess(image)`` takes a path, bytes, an open file, a
+        PIL image, a numpy array or a tensor.
+    """
+    from ferfacenet import preprocess
+
+    return preprocess
+
+
+def predict_proba() -> Callable[..., Tensor]:
+    """The function that turns images into probabilities.
+
+    Returns:
+        ``ferfacenet.predict_proba``: ``predict_proba(model, images)`` returns (N, 7)
+        probabilities, each row summing to 1.
+    """
+    from ferfacenet import predict_proba
+
+    return predict_proba
