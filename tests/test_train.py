@@ -1,0 +1,299 @@
+"""tools/train.py on tiny data: what it learns, keeps, resumes and refuses."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+import train
+from augment import NUMBERS, Augmentation, augment
+from conftest import ROOT, csv_text
+from safetensors.torch import load_file, save_file
+
+from ferfacenet import load_pretrained
+
+SCRIPT = ROOT / "tools" / "train.py"
+TINY = [
+    "--epochs", "3", "--batch-size", "7", "--sizes", "32", "--votes-weight", "0",
+    "--device", "cpu",
+]  # fmt: skip
+
+
+def start(arguments: list[str], **environment: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, str(SCRIPT), *arguments],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, **environment},
+    )  # fmt: skip
+
+
+def wait_for_epochs(process: subprocess.Popen[str], run: Path, epochs: int) -> None:
+    metrics = run / "metrics.jsonl"
+    while not metrics.exists() or len(metrics.read_text().splitlines()) < epochs:
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("data") / "fer2013.csv"
+    path.write_text(csv_text(21, 7))
+    return path
+
+
+@pytest.fixture(scope="module")
+def whole(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An uninterrupted run."""
+    run = tmp_path_factory.mktemp("runs") / "whole"
+    train.main(["--data", str(tiny), "--out", str(run), *TINY])
+    return run
+
+
+def test_a_run_leaves_config_metrics_curves_and_weights(whole: Path, tiny: Path) -> None:
+    config = json.loads((whole / "config.json").read_text())
+    assert config["data"] == str(tiny)
+    assert (config["lr"], config["label_smoothing"], config["epochs"]) == (0.03, 0.1, 3)
+    lines = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == [1, 2, 3]
+    assert {"loss", "train_accuracy", "public_accuracy", "lr", "images_per_second"} <= set(lines[0])
+    assert (whole / "curves.png").stat().st_size > 5000
+    model = load_pretrained(whole / "weights")
+    average = load_file(whole / "checkpoint.safetensors")["average.classifier.weight"]
+    torch.testing.assert_close(model.classifier.weight, average, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_run_resumes_bit_identical(
+    how: signal.Signals, whole: Path, tiny: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    process = start(["--data", str(tiny), "--out", str(run), *TINY])
+    wait_for_epochs(process, run, 1)
+    process.send_signal(how)
+    _, err = process.communicate()
+    if how != signal.SIGKILL:
+        assert process.returncode == 130
+        assert "Traceback" not in err
+        assert f"--resume {run}" in err
+    resumed = start(["--resume", str(run)])
+    out, err = resumed.communicate()
+    assert resumed.returncode == 0, err
+    assert not any(json.loads(line)["epoch"] == 1 for line in out.splitlines() if line[0] == "{")
+    expected = load_file(whole / "checkpoint.safetensors")
+    found = load_file(run / "checkpoint.safetensors")
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert torch.equal(found[name], value), name
+
+
+def test_resuming_refuses_other_data_and_torn_checkpoints(
+    whole: Path, tiny: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    other = tmp_path / "other.csv"
+    other.write_text(csv_text(21, 7, seed=1))
+    config = json.loads((whole / "config.json").read_text()) | {"data": str(other), "epochs": 4}
+    (run / "config.json").write_text(json.dumps(config))
+    checkpoint = run / "checkpoint.safetensors"
+    checkpoint.hardlink_to(whole / "checkpoint.safetensors")
+    with pytest.raises(SystemExit, match="has changed since"):
+        train.main(["--resume", str(run)])
+    checkpoint.unlink()
+    checkpoint.write_bytes((whole / "checkpoint.safetensors").read_bytes()[:1000])
+    with pytest.raises(SystemExit, match="torn or not a checkpoint"):
+        train.main(["--resume", str(run)])
+
+
+def test_wrong_arguments_are_named(
+    whole: Path, tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for arguments, message in (
+        (["--data", str(tiny), "--out", str(whole)], "is not empty"),
+        (["--out", str(tmp_path / "x")], "--data and --out are needed"),
+        (["--resume", str(tmp_path)], "holds no config.json"),
+        (["--resume", str(whole), "--lr", "1"], "all but --epochs and --sizes"),
+        (["--data", str(tiny), "--out", str(tmp_path / "x")], "--votes ferplus.csv is needed"),
+    ):
+        with pytest.raises(SystemExit):
+            train.main(arguments)
+        assert message in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="do not fill one batch"):
+        train.main(["--data", str(tiny), "--out", str(tmp_path / "y"), *TINY, "--batch-size", "64"])
+
+
+def test_a_loss_that_is_not_finite_stops_and_names_the_checkpoint(
+    tiny: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(SystemExit, match=r"the loss became (nan|inf).*checkpoint\.safetensors"):
+        train.main(
+            ["--data", str(tiny), "--out", str(tmp_path / "run"), *TINY, "--lr", "1e30",
+             "--clip-norm", "0", "--schedule", "step", "--warmup", "0"]
+        )  # fmt: skip
+
+
+def test_a_full_disk_keeps_the_last_checkpoint(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.safetensors"
+    save_file({"x": torch.ones(3)}, path, {"state": json.dumps({"history": []})})
+    code = (
+        "import resource, sys; sys.path.insert(0, 'tools'); import torch, train, pathlib;"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (10000, 10000));"
+        "import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+        f"train.save_checkpoint(pathlib.Path({str(path)!r}), {{'x': torch.ones(9999)}}, {{}})"
+    )
+    failed = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert failed.returncode == 1
+    assert "cannot write" in failed.stderr
+    assert "--resume" in failed.stderr
+    assert "Traceback" not in failed.stderr
+    tensors, _ = train.load_checkpoint(path)
+    assert torch.equal(tensors["x"], torch.ones(3))
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_two_processes_train_as_one(tiny: Path, tmp_path: Path) -> None:
+    # Without dropout, whose masks are each process's own; at a low rate, since rounding grows
+    # with every step of a network this deep.
+    options = ["--data", str(tiny), "--batch-size", "6", "--epochs", "2", "--sizes", "32",
+               "--votes-weight", "0", "--dropout", "0", "--device", "cpu", "--lr", "0.003"]  # fmt: skip
+    train.main([*options, "--out", str(tmp_path / "one")])
+    subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+         str(SCRIPT), *options, "--out", str(tmp_path / "two")],
+        check=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    one, two = (
+        [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("one", "two")
+    )
+    for a, b in zip(one, two, strict=True):
+        assert b["loss"] == pytest.approx(a["loss"], rel=5e-4)
+    first, second = (load_file(tmp_path / n / "checkpoint.safetensors") for n in ("one", "two"))
+    for name in ("trainee.network.features.1.running_mean", "trainee.network.features.0.weight"):
+        torch.testing.assert_close(first[name], second[name], rtol=1e-2, atol=1e-4)
+
+
+def test_formula_one_is_binary_cross_entropy_over_softmax_outputs() -> None:
+    torch.manual_seed(0)
+    logits = torch.randn(5, 7, dtype=torch.float64) * 4
+    targets = F.one_hot(torch.tensor([0, 3, 6, 2, 2]), 7).double()
+    h = logits.softmax(1)
+    by_hand = -(targets * h.log() + (1 - targets) * (1 - h).log()).sum(1).div(7).mean()
+    torch.testing.assert_close(train.soft_loss(logits, targets, "paper"), by_hand)
+    extreme = torch.tensor([[200.0, 0, 0, 0, 0, 0, 0]], requires_grad=True)
+    loss = train.soft_loss(extreme, F.one_hot(torch.tensor([1]), 7).float(), "paper")
+    loss.backward()
+    assert loss.isfinite()
+    assert extreme.grad is not None
+    assert extreme.grad.isfinite().all()
+    plain = train.soft_loss(logits, targets, "cross-entropy")
+    torch.testing.assert_close(plain, -(targets * h.log()).sum(1).mean())
+
+
+def test_recipes_and_schedules() -> None:
+    paper, _, _ = train.parse(["--recipe", "paper", "--data", "x", "--out", "/tmp/none"])
+    assert (paper.lr, paper.epochs, paper.batch_size, paper.crop) == (0.01, 250, 128, True)
+    rate = [train.learning_rate(paper, 0, 1, epoch) for epoch in (0, 79, 84, 85, 90)]
+    assert rate == pytest.approx([0.01, 0.01, 0.01, 0.009, 0.0081])
+    cosine = train.Config(schedule="cosine", warmup=0.1, lr=1.0)
+    rates = [train.learning_rate(cosine, step, 100, 0) for step in (0, 5, 10, 55, 99)]
+    assert rates == pytest.approx([0.01, 0.505, 1, 0.5, 0.0003], abs=1e-3)
+    assert [train.Config(sizes="32x2,40x1,44").size(epoch) for epoch in range(5)] == [
+        32, 32, 40, 44, 44,
+    ]  # fmt: skip
+
+
+def test_the_average_follows_the_weights() -> None:
+    average, model = torch.nn.BatchNorm1d(2), torch.nn.BatchNorm1d(2)
+    with torch.no_grad():
+        model.weight.fill_(3)
+        model.running_mean.fill_(1)
+        model.num_batches_tracked.fill_(5)
+    train.update_average(average, model, 0.75)
+    assert average.weight.tolist() == [1.5, 1.5]
+    assert average.running_mean.tolist() == [0.25, 0.25]
+    assert int(average.num_batches_tracked) == 5
+
+
+def test_other_architectures_and_options_train(tiny: Path, tmp_path: Path) -> None:
+    common = ["--data", str(tiny), *TINY, "--epochs", "1"]
+    for number, options in enumerate(
+        (
+            ["--arch", "vgg19", "--recipe", "paper"],
+            ["--no-batch-norm", "--hidden-features", "16", "--pool", "avg", "--loss", "paper"],
+            ["--mixup", "1", "--holdout", "0.4", "--ema", "0"],
+        )
+    ):
+        run = tmp_path / str(number)
+        train.main([*common, *options, "--out", str(run)])
+        line = json.loads((run / "metrics.jsonl").read_text())
+        assert 0 <= line["public_accuracy"] <= 1
+        assert ("holdout_accuracy" in line) == ("--holdout" in options)
+
+
+def test_the_votes_train_a_second_head(tiny: Path, tmp_path: Path) -> None:
+    votes = tmp_path / "ferplus.csv"
+    names = "neutral,happiness,surprise,sadness,anger,disgust,fear,contempt,unknown,NF"
+    rows = [f"{row},Training,{','.join(['1'] * 10)}" for row in range(28)]
+    votes.write_text("\n".join([f"row,Usage,{names}", *rows]) + "\n")
+    run = tmp_path / "run"
+    train.main(
+        ["--data", str(tiny), "--votes", str(votes), "--out", str(run), *TINY, "--epochs", "1",
+         "--votes-weight", "0.5"]
+    )  # fmt: skip
+    assert load_file(run / "checkpoint.safetensors")["trainee.votes.weight"].shape == (10, 512)
+    assert load_pretrained(run / "weights").num_classes == 7
+
+
+def test_held_out_images_have_no_twin_in_training(tiny: Path) -> None:
+    faces = train.load(tiny)
+    double = type(faces)(*(torch.cat([torch.tensor(a)] * 2).numpy() for a in vars(faces).values()))
+    kept, held = train.hold_out(double, 0.4)
+    assert len(kept) + len(held) == len(double)
+    assert 0 < len(held) < len(double)
+    assert not set(kept.hashes()) & set(held.hashes())
+
+
+class TestAugment:
+    images = torch.randint(0, 256, (64, 48, 48), dtype=torch.uint8)
+    numbers = torch.rand(64, NUMBERS, generator=torch.Generator().manual_seed(0))
+
+    def test_crops_are_windows_of_the_image_or_its_mirror(self) -> None:
+        x = augment(self.images, self.numbers, Augmentation(crop=True), 44, 44)
+        assert x.shape == (64, 1, 44, 44)
+        mirrored = 0
+        places = set()
+        for image, crop in zip(self.images.float() / 255, x[:, 0], strict=True):
+            windows = image.unfold(0, 44, 1).unfold(1, 44, 1)
+            plain = (windows == crop).all(-1).all(-1)
+            flipped = (windows == crop.flip(1)).all(-1).all(-1)
+            assert plain.any() != flipped.any()
+            mirrored += int(flipped.any())
+            places.add(tuple((plain | flipped).nonzero()[0].tolist()))
+        assert 16 < mirrored < 48
+        assert len(places) > 15
+
+    def test_no_change_asked_is_the_centre_crop_or_its_mirror(self) -> None:
+        x = augment(self.images, self.numbers, Augmentation(), 44, 44)
+        centre = self.images[:, None, 2:46, 2:46].float() / 255
+        flip = (self.numbers[:, 0] < 0.5).view(-1, 1, 1, 1)
+        torch.testing.assert_close(x, torch.where(flip, centre.flip(-1), centre), atol=1e-4, rtol=0)
+
+    def test_the_whole_range_of_changes_stays_in_range(self) -> None:
+        how = Augmentation(rotate=30, scale=0.3, shift=0.2, brightness=0.3, contrast=0.5, erase=1.0)
+        x = augment(self.images, self.numbers, how, 40, 44)
+        assert x.shape == (64, 1, 40, 40)
+        assert x.min() >= 0
+        assert x.max() <= 1
+        blank = (x == 0.5).float().mean((1, 2, 3))
+        assert (blank > 0.01).all()
+        assert (blank < 0.35).all()
+        assert torch.equal(x, augment(self.images, self.numbers, how, 40, 44))

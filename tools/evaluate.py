@@ -1,0 +1,211 @@
+"""Measures a network on a split of FER2013: accuracies, per class, confusion, calibration.
+
+  python tools/evaluate.py --data fer2013.csv --weights fer2013 --out runs/eval
+
+writes evaluation.json, confusion.csv, confusion.png and reliability.png into --out. With
+--fit-temperature the temperature is fitted on the split first, and with --store it and the
+figures are written into the config.json of --weights, which must then be a folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from fer2013 import SPLITS, Faces, load
+from figures import plot_confusion, plot_reliability
+from scipy.optimize import minimize_scalar
+from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+from torch import Tensor
+from tqdm import tqdm
+
+from ferfacenet import ImprovedVGG19, load_pretrained, predict_proba
+from ferfacenet.hub import CONFIG_FILE, WeightsConfig, write_atomically
+from ferfacenet.transforms import normalise, ten_crop
+
+BINS = 15
+TTAS = {"ten_crop": "ten_crop", "flip": "flip", "single": None}
+
+
+def prepare(model: ImprovedVGG19, images: npt.NDArray[np.uint8]) -> Tensor:
+    """(N, 48, 48) uint8 to what ``preprocess`` makes of each, (N, 1, 48, 48) float32."""
+    return normalise(torch.tensor(images)[:, None].float() / 255, model.mean, model.std)
+
+
+def predict(model: ImprovedVGG19, x: Tensor, tta: str | None, label: str) -> Tensor:
+    """``predict_proba`` in parts, with a progress bar."""
+    parts = tqdm(x.split(256), desc=label, leave=False, disable=not sys.stderr.isatty())
+    return torch.cat([predict_proba(model, part, tta=tta) for part in parts])  # type: ignore[arg-type]
+
+
+@torch.no_grad()
+def crop_logits(model: ImprovedVGG19, x: Tensor) -> Tensor:
+    """Logits of each crop, (N, 10, C), before any temperature."""
+    model.eval()
+    device = next(model.parameters()).device
+    parts = []
+    for part in tqdm(x.split(64), desc="logits", leave=False, disable=not sys.stderr.isatty()):
+        crops = ten_crop(part).flatten(0, 1).to(device, memory_format=torch.channels_last)
+        parts.append(model(crops).float().cpu().unflatten(0, (10, -1)).transpose(0, 1))
+    return torch.cat(parts)
+
+
+def calibrated(logits: Tensor, temperature: float) -> Tensor:
+    """What ``predict_proba`` makes of the logits of ten crops, (N, 10, C) to (N, C)."""
+    return (logits / temperature).softmax(-1).mean(1)
+
+
+def fit_temperature(logits: Tensor, labels: Tensor) -> float:
+    """The temperature at which the ten-crop probabilities have the least log loss."""
+
+    def loss(exponent: float) -> float:
+        chosen = calibrated(logits.double(), float(np.exp(exponent)))[range(len(labels)), labels]
+        return float(-chosen.clamp_min(1e-12).log().mean())
+
+    return float(np.exp(minimize_scalar(loss, bounds=(-2, 2), method="bounded").x))
+
+
+def calibration(
+    probabilities: npt.NDArray[np.float64], labels: npt.NDArray[np.int64]
+) -> tuple[float, list[npt.NDArray[np.float64]]]:
+    """Expected calibration error over 15 equal bins of confidence, and each bin's mean
+    confidence, accuracy and share of the images."""
+    confidence = probabilities.max(1)
+    right = (probabilities.argmax(1) == labels).astype(float)
+    index = np.minimum((confidence * BINS).astype(int), BINS - 1)
+    count = np.bincount(index, minlength=BINS)
+    full = np.maximum(count, 1)
+    mean = np.bincount(index, confidence, BINS) / full
+    accuracy = np.bincount(index, right, BINS) / full
+    share = count / len(labels)
+    return float((share * np.abs(mean - accuracy)).sum()), [mean, accuracy, share]
+
+
+def cross_fitted_ece(logits: Tensor, labels: Tensor) -> float:
+    """Calibration error when each half's temperature is fitted on the other half."""
+    halves = torch.arange(len(labels)) % 2 == 0
+    probabilities = logits.new_empty(logits.shape[0], logits.shape[2])
+    for mask in (halves, ~halves):
+        temperature = fit_temperature(logits[~mask], labels[~mask])
+        probabilities[mask] = calibrated(logits[mask], temperature)
+    return calibration(probabilities.double().numpy(), labels.numpy())[0]
+
+
+def new_pixels(part: Faces, training: Faces) -> npt.NDArray[np.bool_]:
+    """Which images of ``part`` do not occur, byte for byte, among ``training``."""
+    known = set(training.hashes())
+    return np.array([digest not in known for digest in part.hashes()])
+
+
+def evaluate(model: ImprovedVGG19, faces: Faces, split: str) -> tuple[dict[str, Any], Tensor]:
+    """All figures of one split, and the (N, C) ten-crop probabilities."""
+    part = faces.split(split)
+    fresh = np.ones(len(part), bool)
+    if split != "Training" and (faces.splits == SPLITS.index("Training")).any():
+        fresh = new_pixels(part, faces.split("Training"))
+    x = prepare(model, part.images)
+    names = list(model.categories or map(str, range(model.num_classes)))
+    result: dict[str, Any] = {
+        "split": split,
+        "images": len(part),
+        "images_deduplicated": int(fresh.sum()),
+        "temperature": model.temperature,
+        "accuracy": {},
+        "accuracy_deduplicated": {},
+        "ece": {},
+    }
+    for name, tta in TTAS.items():
+        found = predict(model, x, tta, name)
+        right = found.argmax(1).numpy() == part.labels
+        result["accuracy"][name] = float(right.mean())
+        result["accuracy_deduplicated"][name] = float(right[fresh].mean())
+        result["ece"][name] = calibration(found.double().numpy(), part.labels)[0]
+        if name == "ten_crop":
+            probabilities = found
+    precision, recall, f1, support = precision_recall_fscore_support(
+        part.labels, probabilities.argmax(1).numpy(), labels=range(len(names)), zero_division=0
+    )
+    result["macro_f1"] = float(f1.mean())
+    result["per_class"] = {
+        name: {
+            "recall": float(recall[index]),
+            "precision": float(precision[index]),
+            "f1": float(f1[index]),
+            "support": int(support[index]),
+        }
+        for index, name in enumerate(names)
+    }
+    return result, probabilities
+
+
+def store(folder: Path, model: ImprovedVGG19, result: dict[str, Any]) -> None:
+    """Put the temperature and the figures into a weights folder's config.json."""
+    config = WeightsConfig.from_json((folder / CONFIG_FILE).read_bytes())
+    figures = {
+        f"{result['split']} {name} accuracy": round(value, 5)
+        for name, value in result["accuracy"].items()
+    }
+    config = dataclasses.replace(
+        config, temperature=model.temperature, metrics=config.metrics | figures
+    )
+    write_atomically(folder / CONFIG_FILE, config.to_json())
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, required=True, help="fer2013.csv or the folder")
+    parser.add_argument("--weights", default="fer2013", help="name, folder or Hub id")
+    parser.add_argument("--split", choices=SPLITS, default="PublicTest")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the results")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--fit-temperature", action="store_true", help="fit it on the split")
+    parser.add_argument("--store", action="store_true", help="write into --weights' config.json")
+    options = parser.parse_args(arguments)
+    folder = Path(options.weights)
+    if options.store and not (folder / CONFIG_FILE).is_file():
+        parser.error("--store needs a folder with config.json as --weights")
+    model = load_pretrained(options.weights, device=options.device)
+    faces = load(options.data)
+    extra: dict[str, Any] = {}
+    if options.fit_temperature:
+        part = faces.split(options.split)
+        labels = torch.from_numpy(part.labels)
+        logits = crop_logits(model, prepare(model, part.images))
+        model.temperature = round(fit_temperature(logits, labels), 4)
+        extra["ece_cross_fitted"] = cross_fitted_ece(logits, labels)
+    result, probabilities = evaluate(model, faces, options.split)
+    result |= extra
+    result["command"] = shlex.join(["python", "tools/evaluate.py", *(arguments or sys.argv[1:])])
+
+    options.out.mkdir(parents=True, exist_ok=True)
+    part = faces.split(options.split)
+    names = list(model.categories or map(str, range(model.num_classes)))
+    counts = confusion_matrix(
+        part.labels, probabilities.argmax(1).numpy(), labels=range(len(names))
+    )
+    plot_confusion(counts, names, options.out / "confusion.png")
+    rows = [",".join(["true\\predicted", *names])]
+    rows += [",".join([name, *map(str, row)]) for name, row in zip(names, counts, strict=True)]
+    write_atomically(options.out / "confusion.csv", ("\n".join(rows) + "\n").encode())
+    error, bins = calibration(probabilities.double().numpy(), part.labels)
+    title = f"{options.split}, ten crops: calibration error {error:.3f}"
+    plot_reliability(bins, title, options.out / "reliability.png")
+    text = json.dumps(result, indent=2)
+    write_atomically(options.out / "evaluation.json", (text + "\n").encode())
+    if options.store:
+        store(folder, model, result)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

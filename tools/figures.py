@@ -1,0 +1,66 @@
+"""The pictures that the scripts draw: training curves, confusion matrix, reliability."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+
+def plot_curves(history: Sequence[dict[str, Any]], path: Path) -> None:
+    """Loss and accuracies over the epochs, as lines of metrics.jsonl, to a PNG."""
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    epochs = [line["epoch"] for line in history]
+    left.plot(epochs, [line["loss"] for line in history], color="C3")
+    left.set(xlabel="epoch", ylabel="training loss")
+    for key, label in (
+        ("train_accuracy", "training batches, augmented"),
+        ("public_accuracy", "PublicTest, one centre crop"),
+        ("holdout_accuracy", "held-out Training, one centre crop"),
+    ):
+        if history and key in history[0]:
+            right.plot(epochs, [100 * line[key] for line in history], label=label)
+    right.set(xlabel="epoch", ylabel="accuracy in %")
+    right.legend(loc="lower right", frameon=False)
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    figure.savefig(path, dpi=110)
+
+
+def plot_confusion(counts: npt.NDArray[np.int64], names: Sequence[str], path: Path) -> None:
+    """The paper's Fig. 6: rows are true labels, columns predictions, each row's share."""
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    figure = Figure(figsize=(6.4, 5.4), layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    axes.set(xlabel="predicted label", ylabel="true label")
+    axes.set_xticks(range(len(names)), names, rotation=45, ha="right")
+    axes.set_yticks(range(len(names)), names)
+    for row, column in np.ndindex(shares.shape):
+        colour = "white" if shares[row, column] > 0.5 else "black"
+        axes.text(column, row, f"{shares[row, column]:.2f}", ha="center", va="center", color=colour)
+    figure.colorbar(image, shrink=0.8)
+    figure.savefig(path, dpi=110)
+
+
+def plot_reliability(bins: Sequence[npt.NDArray[np.float64]], title: str, path: Path) -> None:
+    """Accuracy against confidence; ``bins`` holds each bin's mean confidence, accuracy and
+    share of the images, (B,) each."""
+    confidence, accuracy, share = bins
+    figure = Figure(figsize=(5, 5), layout="constrained")
+    axes = figure.subplots()
+    axes.plot((0, 1), (0, 1), color="gray", linestyle="--", label="perfect calibration")
+    full = share > 0
+    axes.scatter(confidence[full], accuracy[full], s=20 + 600 * share[full], alpha=0.6)
+    axes.plot(confidence[full], accuracy[full], label="this model (area: share of images)")
+    axes.set(xlabel="mean confidence", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1), title=title)
+    axes.legend(loc="upper left", frameon=False)
+    axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=110)
