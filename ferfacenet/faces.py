@@ -48,9 +48,8 @@ _MAX_UPSCALE = 4.0
 _MIN_SIDE = 64
 
 # Below about 90 px YuNet's eyes do not follow the head's roll, so every face is looked at again,
-# turned upright by what is known of its roll, its box this large in a square view: until less
-# than so many degrees are left, or so many times. Larger views cost more and level no better
-# (tools/eval_faces.py).
+# turned upright by what is known of its roll, its box this large in a square view of that side:
+# until less than so many degrees are left to turn, or so many times.
 _CLOSE_FACE, _CLOSE_VIEW = 270.0, 384
 _CLOSE_LOOKS, _LEVEL = 3, 2.0
 
@@ -61,9 +60,10 @@ _BOX_SHARE, _DROP = 0.95, 0.01
 _MAX_FRAME = 480
 
 # With ``align="auto"`` a square picture is a face crop already if the side of its largest face's
-# box is this share of its own and the box's centre is at most so far from its middle: so it is
-# with 98 % of FER2013's. Where no detector can be asked, a square up to this side counts as one.
-_CROP_SHARE, _CROP_SHIFT = 0.65, 0.15
+# box is at least this share of its own and the box's middle is at most so far from its own, in
+# its sides; so it is with 97 % of FER2013's (tools/eval_faces.py). Where no detector can be
+# asked, a square up to this side counts as one.
+_CROP_SHARE, _CROP_SHIFT = 0.55, 0.2
 _SMALL_CROP = 128
 
 _local = threading.local()
@@ -285,11 +285,12 @@ def _roll(points: Array) -> float:
 
 
 def _view(
-    picture: Array, centre: Array, angle: float, side: float, size: int
+    picture: Array, centre: Array, angle: float, side: float, size: int, border: int
 ) -> tuple[Array, Array]:
     """A square of a picture, turned upright: its middle at ``centre``, ``side`` pixels of the
-    picture wide, turned by ``angle``, drawn at ``size`` by ``size``; and the (2, 3) matrix that
-    takes the view's coordinates to the picture's."""
+    picture wide, turned by ``angle``, drawn at ``size`` by ``size`` with OpenCV's ``border``
+    where the picture ends; and the (2, 3) matrix that takes the view's coordinates to the
+    picture's."""
     import cv2
     import numpy as np
 
@@ -314,13 +315,14 @@ def _view(
         np.column_stack([axes / step[:, None], start]),
         (size, size),
         flags=cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP,
-        borderMode=cv2.BORDER_REPLICATE,
+        borderMode=border,
     )
     return view, np.column_stack([axes, corner])
 
 
 def _look_closer(picture: Array, row: Array) -> _Pose:
     """What is seen of one sighting when it is turned upright and drawn at the right size."""
+    import cv2
     import numpy as np
 
     pose = _Pose(
@@ -332,7 +334,15 @@ def _look_closer(picture: Array, row: Array) -> _Pose:
     )
     for _ in range(_CLOSE_LOOKS):
         scale = min(_CLOSE_FACE / pose.size, _MAX_UPSCALE)
-        view, matrix = _view(picture, pose.centre, pose.angle, _CLOSE_VIEW / scale, _CLOSE_VIEW)
+        # Past the picture's end black: smeared or mirrored pixels mislead YuNet.
+        view, matrix = _view(
+            picture,
+            pose.centre,
+            pose.angle,
+            _CLOSE_VIEW / scale,
+            _CLOSE_VIEW,
+            cv2.BORDER_CONSTANT,
+        )
         wanted = np.array([(_CLOSE_VIEW - pose.size * scale) / 2] * 2 + [pose.size * scale] * 2)
         seen = max(_detect(view), key=lambda face: _overlap(face, wanted), default=None)
         if seen is None or _overlap(seen, wanted) < _NMS_IOU:
@@ -361,11 +371,13 @@ def _fills(pose: _Pose, height: int, width: int) -> bool:
 
 def _face(picture: Array, row: Array, pose: _Pose) -> Face:
     """Frame one face whose pose is known."""
+    import cv2
     import numpy as np
 
     side, turn = pose.size / _BOX_SHARE, math.radians(pose.angle)
     middle = pose.centre + _DROP * side * np.array([-math.sin(turn), math.cos(turn)])
-    frame, _ = _view(picture, middle, pose.angle, side, max(SIZE, min(_MAX_FRAME, round(side))))
+    size = max(SIZE, min(_MAX_FRAME, round(side)))
+    frame, _ = _view(picture, middle, pose.angle, side, size, cv2.BORDER_REPLICATE)
     height, width = picture.shape[:2]
     x0, y0, x1, y1 = (
         float(min(max(end, 0), length))

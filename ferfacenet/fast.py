@@ -38,6 +38,11 @@ _SPLIT, _PART = 3, 16
 # Measured: from so many views on, and up to this side of a map, Winograd's fewer products
 # outweigh its larger weights.
 _BATCHED, _LARGEST = 8, 12
+# What _source looks at, besides the tensors.
+_SETTINGS = (
+    "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode", "eps", "ceil_mode",
+    "return_indices", "divisor_override", "output_size",
+)  # fmt: skip
 # Weights that are compared on every call: tensors up to a size, and stretches of larger ones.
 _WHOLE, _STRETCH = 4096, 64
 
@@ -46,11 +51,11 @@ def fast_forward(model: nn.Module, precision: Precision) -> Callable[[Tensor], T
     """What ``model`` computes in eval mode, as a faster function.
 
     The function takes (N, 1, S, S) float tensors on any device, S at least 32, and returns
-    (N, C) float32 logits on the model's. It is good for the weights of this
-    moment: ask again for each use. In-place updates, new tensors and ``.data`` assignments
-    are noticed. So are writes that PyTorch's version counters miss (fused optimizers,
-    BatchNorm's own statistics, in-place changes of ``.data`` or of a numpy view) if they touch
-    any bias, BatchNorm tensor or classifier weight, or a convolution's weights throughout.
+    (N, C) float32 logits on the model's. It is good for the weights of this moment: ask again
+    for each use. In-place updates, new tensors and ``.data`` assignments are noticed. So are
+    writes that PyTorch's version counters miss (fused optimizers, BatchNorm's own statistics,
+    in-place changes of ``.data`` or of a numpy view) if they touch any bias, BatchNorm tensor
+    or classifier weight, or the weights of a convolution throughout.
 
     Returns:
         The function, or None where only the model itself will do: it is not an
@@ -347,8 +352,8 @@ def _tensors(modules: list[nn.Module]) -> list[Tensor]:
 
 def _marks(modules: list[nn.Module], tensors: list[Tensor]) -> list[object]:
     """What shows most changes of modules and tensors that are still the same objects."""
-    kinds = [(type(m), getattr(m, "eps", None)) for m in modules]
-    return [*kinds, *((t.data_ptr(), t._version) for t in tensors)]
+    settings = [vars(m).get(name) for m in modules for name in _SETTINGS]
+    return [*map(type, modules), *settings, *((t.data_ptr(), t._version) for t in tensors)]
 
 
 def _probes(tensors: list[Tensor]) -> list[Tensor]:

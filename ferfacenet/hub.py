@@ -52,9 +52,9 @@ class _Registered:
 #: The named weights; ``python tools/publish.py register FOLDER`` prints such an entry.
 _REGISTRY: dict[str, _Registered] = {
     "fer2013": _Registered(
-        sha256="bbff351f10d8c517285775745c8768f8a60f6456bb97b02e8c2f8b9e8f569031",
+        sha256="509764e9ce16a5069507f6a8295985fb62d7f42766835c8905bfe73f2a284f85",
         size=40162340,
-        config_sha256="04f85ceebebb17cae3fcf27b9453edcdfe66f2c7736fce062448000c3cd3162f",
+        config_sha256="cf281060f222d36752a43936a684b1b13cc8a979f1bf41fce36e4e0c31965b0a",
     ),
 }
 _BUNDLED = Path(__file__).with_name("weights")

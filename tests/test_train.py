@@ -163,7 +163,7 @@ def test_two_processes_train_as_one(tiny: Path, tmp_path: Path) -> None:
     # Without dropout, whose masks are each process's own; at a low rate, since rounding grows
     # with every step of a network this deep.
     options = ["--data", str(tiny), "--batch-size", "6", "--epochs", "2", "--sizes", "32",
-               "--votes-weight", "0", "--dropout", "0", "--device", "cpu", "--lr", "0.003"]  # fmt: skip
+               "--votes-weight", "0", "--dropout", "0", "--device", "cpu", "--lr", "0.003"]  # fmt: skip  # noqa: E501
     train.main([*options, "--out", str(tmp_path / "one")])
     subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",

@@ -101,6 +101,12 @@ class Config:
         return int(last)
 
 
+DATASET_LICENSE = (
+    "FER2013 was published for the ICML 2013 representation learning challenge, its images found "
+    "by web search; it may be used for research and not be redistributed. None of its images are "
+    "in this repository."
+)
+
 RECIPES: dict[str, dict[str, Any]] = {
     "paper": {},
     "release": {
@@ -499,7 +505,13 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(130)
     bar.close()
     if rank == 0 and isinstance(average, ImprovedVGG19) and config.batch_norm:
-        save_pretrained(average, out / "weights")
+        save_pretrained(
+            average,
+            out / "weights",
+            trained_on=f"The {len(images):,} Training images of FER2013, {config.epochs} epochs.",
+            selected_on="The weights after the last epoch; no epoch was picked.",
+            dataset_license=DATASET_LICENSE,
+        )
         print(f"The weights are in {out / 'weights'}: python tools/evaluate.py --weights ...")
     if world > 1:
         dist.destroy_process_group()
