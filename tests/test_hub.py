@@ -1,0 +1,1324 @@
+"""Loading, saving and verifying weights: local folders, bundled names, and a Hub on loopback."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import pickle
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hub_server import Fault, HubServer, etag
+
+from ferfacenet import hub
+from ferfacenet.hub import (
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    WeightsConfig,
+    WeightsError,
+    list_pretrained,
+    load_pretrained,
+    save_pretrained,
+)
+from ferfacenet.model import FER2013_CATEGORIES, ImprovedVGG19
+
+ROOT = Path(__file__).parents[1]
+REPO = "tester/faces"
+METRICS = {"PublicTest ten_crop accuracy": 0.7}
+
+
+@pytest.fixture(scope="session")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a model that is not the bundled one."""
+    folder = tmp_path_factory.mktemp("saved")
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        model = ImprovedVGG19()
+    model.temperature, model.mean = 1.25, 0.5
+    save_pretrained(model, folder, metrics=METRICS, trained_on="noise", selected_on="nothing")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def files(saved: Path) -> dict[str, bytes]:
+    return {name: (saved / name).read_bytes() for name in (CONFIG_FILE, WEIGHTS_FILE)}
+
+
+@pytest.fixture(scope="session")
+def whole(saved: Path) -> dict[str, torch.Tensor]:
+    return load_pretrained(saved).state_dict()
+
+
+@pytest.fixture
+def folder(saved: Path, tmp_path: Path) -> Path:
+    """A copy of ``saved`` to be damaged."""
+    return Path(shutil.copytree(saved, tmp_path / "copy"))
+
+
+def assert_whole(model: ImprovedVGG19, whole: dict[str, torch.Tensor]) -> None:
+    found = model.state_dict()
+    assert found.keys() == whole.keys()
+    assert all(torch.equal(found[key], value) for key, value in whole.items())
+    assert not model.training
+
+
+def edit_config(folder: Path, **changes: Any) -> None:
+    """Change keys of config.json; a value of Ellipsis removes the key."""
+    config = json.loads((folder / CONFIG_FILE).read_text()) | changes
+    config = {key: value for key, value in config.items() if value is not ...}
+    (folder / CONFIG_FILE).write_text(json.dumps(config))
+
+
+def set_weights(folder: Path, data: bytes) -> None:
+    """Replace the weights by bytes that the config vouches for."""
+    (folder / WEIGHTS_FILE).write_bytes(data)
+    edit_config(folder, weights_sha256=hashlib.sha256(data).hexdigest())
+
+
+def flip(data: bytes, at: int) -> bytes:
+    changed = bytearray(data)
+    changed[at] ^= 1
+    return bytes(changed)
+
+
+# --- folders and files ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_saved_model_comes_back(dtype: torch.dtype, tmp_path: Path) -> None:
+    model = ImprovedVGG19(5, in_channels=3, dropout=0.25, pool="avg", hidden_features=16)
+    model.categories = ("a", "b", "c", "d", "e")
+    model.mean, model.std, model.temperature = 0.4, 0.2, 1.5
+    model.features[1].running_var.fill_(1e-9)  # would vanish in float16
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    config = save_pretrained(model, tmp_path / "new" / "folder", dtype=dtype, metrics=METRICS)
+    loaded = load_pretrained(tmp_path / "new" / "folder")
+    assert model.training
+    assert not loaded.training
+    for key, value in loaded.state_dict().items():
+        assert torch.equal(before[key], model.state_dict()[key])
+        stored = before[key].to(dtype) if value.ndim > 1 else before[key]
+        assert value.dtype == before[key].dtype
+        assert torch.equal(value, stored.to(value.dtype)), key
+    assert all(parameter.requires_grad for parameter in loaded.parameters())
+    assert loaded.categories == model.categories
+    assert (loaded.mean, loaded.std, loaded.temperature) == (0.4, 0.2, 1.5)
+    assert repr(loaded) == repr(model)  # the same layers, dropout and pooling included
+    assert config.metrics == METRICS
+    assert WeightsConfig.from_json(config.to_json()) == config
+
+
+def test_stored_weights_are_half_precision(files: dict[str, bytes]) -> None:
+    parameters = sum(p.numel() for p in ImprovedVGG19().parameters())
+    assert len(files[WEIGHTS_FILE]) < 2.02 * parameters
+
+
+def test_saved_file_is_what_the_safetensors_package_reads(
+    saved: Path, whole: dict[str, torch.Tensor]
+) -> None:
+    import safetensors.torch
+
+    tensors = safetensors.torch.load_file(saved / WEIGHTS_FILE)
+    assert tensors.keys() == whole.keys()
+    assert all(torch.equal(tensors[key].to(whole[key].dtype), whole[key]) for key in whole)
+
+
+def test_saving_twice_gives_the_same_bytes(saved: Path, tmp_path: Path) -> None:
+    model = load_pretrained(saved)
+    save_pretrained(model, tmp_path, metrics=METRICS, trained_on="noise", selected_on="nothing")
+    for name in (CONFIG_FILE, WEIGHTS_FILE):
+        assert (tmp_path / name).read_bytes() == (saved / name).read_bytes()
+        assert (tmp_path / name).stat().st_mode & 0o444 == 0o444
+
+
+def test_every_way_to_name_a_local_copy(
+    folder: Path, whole: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert_whole(load_pretrained(folder), whole)
+    assert_whole(load_pretrained(str(folder)), whole)
+    assert_whole(load_pretrained(folder / WEIGHTS_FILE), whole)
+    (folder / WEIGHTS_FILE).rename(folder / "best@10.safetensors")
+    monkeypatch.chdir(folder)
+    assert_whole(load_pretrained("best@10.safetensors"), whole)
+    monkeypatch.chdir(folder.parent)
+    assert_whole(load_pretrained("copy/best@10.safetensors"), whole)
+    with pytest.raises(WeightsError, match=f"{WEIGHTS_FILE}: there is no such file"):
+        load_pretrained("./copy")
+
+
+def test_loading_draws_no_random_number_and_keeps_global_state(saved: Path) -> None:
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    threads, dtype, grad = (
+        torch.get_num_threads(),
+        torch.get_default_dtype(),
+        torch.is_grad_enabled(),
+    )
+    load_pretrained(saved)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert (torch.get_num_threads(), torch.get_default_dtype()) == (threads, dtype)
+    assert torch.is_grad_enabled() == grad
+
+
+def test_loading_works_whatever_the_default_dtype_and_device(
+    saved: Path, whole: dict[str, torch.Tensor]
+) -> None:
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert_whole(load_pretrained(saved), whole)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    with torch.device("meta"):
+        assert_whole(load_pretrained(saved), whole)
+
+
+def test_device(saved: Path) -> None:
+    model = load_pretrained(saved, device="meta")
+    assert {p.device.type for p in model.parameters()} == {"meta"}
+
+
+@pytest.mark.parametrize("name", [3, None, b"fer2013"])
+def test_name_of_a_wrong_type(name: Any) -> None:
+    with pytest.raises(TypeError, match="name must be a string or a path"):
+        load_pretrained(name)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["fer2014", "", ".", "./nowhere", "/nowhere/at/all", "runs/best.safetensors", "a/b/c",
+     "x" * 5000, "nul\0byte", "a b/c", "-", "https://huggingface.co/a/b", Path("nowhere/here")],
+)  # fmt: skip
+def test_name_that_is_nothing(name: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(WeightsError, match=r"fer2013|config\.json: there is no such file"):
+        load_pretrained(name)
+
+
+def test_revision_with_a_local_path_or_twice(saved: Path) -> None:
+    with pytest.raises(ValueError, match="revision='v1' is for the Hub"):
+        load_pretrained(saved, revision="v1")
+    with pytest.raises(ValueError, match="two revisions are given, 'v1' and 'v2'"):
+        load_pretrained(f"{REPO}@v1", revision="v2")
+
+
+# --- damaged and strange files -------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"format_version": 2}, "format_version is 2.*pip install --upgrade ferfacenet"),
+        ({"format_version": "1"}, "format_version is '1'"),
+        ({"format_version": True}, "format_version is True"),
+        ({"format_version": ...}, "format_version is None"),
+        ({"mean": ...}, "it lacks mean"),
+        ({"mean": ..., "std": ...}, "it lacks mean, std"),
+        ({"color": 1, "std": ...}, "it lacks std and has unknown color"),
+        ({"architecture": "VGG16"}, "architecture is 'VGG16'"),
+        ({"input_size": 224}, "input_size is 224; this version reads 48"),
+        ({"crop_size": 48}, "crop_size is 48; this version reads 44"),
+        ({"mean": "0.5"}, "mean is '0.5'"),
+        ({"mean": float("nan")}, "mean is nan"),
+        ({"mean": True}, "mean is True"),
+        ({"std": 0}, "std is 0"),
+        ({"std": 10**400}, "std is 1000"),
+        ({"temperature": -1.0}, "temperature is -1.0"),
+        ({"license": None}, "license is None"),
+        ({"metrics": [1]}, "metrics is not a table"),
+        ({"metrics": {"accuracy": "high"}}, "metrics is not a table of finite numbers"),
+        ({"weights_sha256": "abc"}, "weights_sha256 is 'abc'"),
+        ({"weights_sha256": 5}, "weights_sha256 is 5"),
+        ({"categories": "anger"}, "categories is not a list"),
+        ({"categories": [1, 2, 3, 4, 5, 6, 7]}, "categories is not a list of names"),
+        ({"categories": ["a", "b"]}, "categories has 2 different names.*num_classes=7"),
+        ({"categories": ["a"] * 7}, "categories has 1 different names"),
+        ({"model_args": []}, "model_args is not a table"),
+        ({"model_args": {}}, "it lacks dropout, hidden_features, in_channels, num_classes, pool"),
+    ],
+)
+def test_config_that_is_not_as_it_must_be(
+    changes: dict[str, Any], message: str, saved: Path, tmp_path: Path
+) -> None:
+    shutil.copy(saved / CONFIG_FILE, tmp_path)
+    (tmp_path / WEIGHTS_FILE).symlink_to(saved / WEIGHTS_FILE)
+    edit_config(tmp_path, **changes)
+    with pytest.raises(WeightsError, match=message) as caught:
+        load_pretrained(tmp_path)
+    assert str(tmp_path / CONFIG_FILE) in str(caught.value)
+    assert "save it again with ferfacenet.save_pretrained" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"pool": "min"}, "model_args.pool is 'min'"),
+        ({"dropout": 1.5}, "model_args.dropout is 1.5"),
+        ({"dropout": None}, "model_args.dropout is None"),
+        ({"in_channels": 0}, "model_args.in_channels is 0"),
+        ({"in_channels": 1.0}, "model_args.in_channels is 1.0"),
+        ({"in_channels": None}, "model_args.in_channels is None"),
+        ({"hidden_features": True}, "model_args.hidden_features is True"),
+        ({"num_classes": 8}, "num_classes=8"),
+        ({"in_channels": 3}, r"features\.0\.weight has shape \[64, 1, 3, 3\].*\[64, 3, 3, 3\]"),
+        ({"hidden_features": 12}, "it lacks classifier.0.bias.*unknown classifier.bias"),
+        ({"hidden_features": 10**13}, "no network can be built"),
+        ({"in_channels": 10**30}, "no network can be built"),
+        ({"width": 3}, "has unknown width"),
+    ],
+)
+def test_model_args_that_are_not_as_they_must_be(
+    changes: dict[str, Any], message: str, saved: Path, tmp_path: Path
+) -> None:
+    shutil.copy(saved / CONFIG_FILE, tmp_path)
+    (tmp_path / WEIGHTS_FILE).symlink_to(saved / WEIGHTS_FILE)
+    args = json.loads((saved / CONFIG_FILE).read_text())["model_args"]
+    edit_config(tmp_path, model_args=args | changes)
+    with pytest.raises(WeightsError, match=message):
+        load_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "text", [b"", b"{", b"[]", b"null", b"\xff\xfe", b"[" * 100_000, b"{" + b'"a":{' * 50_000]
+)
+def test_config_that_is_no_json_object(text: bytes, saved: Path, tmp_path: Path) -> None:
+    (tmp_path / CONFIG_FILE).write_bytes(text)
+    (tmp_path / WEIGHTS_FILE).symlink_to(saved / WEIGHTS_FILE)
+    with pytest.raises(WeightsError, match=r"config\.json: (it is not|the file is empty)"):
+        load_pretrained(tmp_path)
+
+
+def test_another_number_of_classes_than_the_tensors_have(folder: Path) -> None:
+    args = json.loads((folder / CONFIG_FILE).read_text())["model_args"]
+    edit_config(folder, categories=["a", "b"], model_args=args | {"num_classes": 2})
+    with pytest.raises(WeightsError, match=r"classifier\.\w+ has shape \[7.*ask for \[2"):
+        load_pretrained(folder)
+
+
+@pytest.mark.parametrize("place", [0.0, 1e-6, 1e-4, 0.5, 1.0])
+def test_a_changed_byte_in_a_local_file(place: float, folder: Path) -> None:
+    data = (folder / WEIGHTS_FILE).read_bytes()
+    (folder / WEIGHTS_FILE).write_bytes(flip(data, int(place * (len(data) - 1))))
+    with pytest.raises(WeightsError, match="sha256 is .*damaged or changed; save it again"):
+        load_pretrained(folder)
+
+
+@pytest.mark.parametrize("size", [0, 3, 8, 5000, 20_000_000])
+def test_a_truncated_local_file(size: int, folder: Path) -> None:
+    os.truncate(folder / WEIGHTS_FILE, size)
+    with pytest.raises(WeightsError, match=r"model\.safetensors: (its sha256|the file is empty)"):
+        load_pretrained(folder)
+
+
+def test_a_file_that_grew(folder: Path) -> None:
+    with (folder / WEIGHTS_FILE).open("ab") as file:
+        file.write(b"\0")
+    with pytest.raises(WeightsError, match="its sha256 is"):
+        load_pretrained(folder)
+
+
+def safetensors_file(header: object, body: bytes = bytes(16), length: int | None = None) -> bytes:
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return (len(text) if length is None else length).to_bytes(8, "little") + text + body
+
+
+def entry(begin: Any = 0, end: Any = 8, dtype: Any = "F32", shape: Any = (2,)) -> dict[str, Any]:
+    return {"x": {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}}
+
+
+NO_HEADERS = {
+    "a pickle": b"\x80\x04}." + bytes(64),
+    "a zip as torch.save writes it": b"PK\x03\x04" + bytes(64),
+    "short": bytes(7),
+    "length of 2**63": safetensors_file({}, length=2**63),
+    "length beyond the end": safetensors_file({}, length=10**6),
+    "no header": safetensors_file({}, length=0),
+    "a list": safetensors_file([]),
+    "no text": safetensors_file(b"\xff\xff"),
+    "deep": safetensors_file(b"[" * 100_000),
+    "a number": safetensors_file({"x": 3}),
+    "no entries": safetensors_file({"x": {}}),
+    "double": safetensors_file(entry(dtype="F64")),
+    "list of types": safetensors_file(entry(dtype=["F32"])),
+    "no shape": safetensors_file(entry(shape=None)),
+    "three offsets": safetensors_file({"x": {**entry()["x"], "data_offsets": [0, 1, 2]}}),
+    "offsets that do not compare": safetensors_file(entry(0) | {"y": entry("0")["x"]}),
+}
+
+
+@pytest.mark.parametrize("data", NO_HEADERS.values(), ids=NO_HEADERS)
+def test_a_file_that_is_no_safetensors(data: bytes, saved: Path, tmp_path: Path) -> None:
+    shutil.copy(saved / CONFIG_FILE, tmp_path)
+    set_weights(tmp_path, data)
+    with pytest.raises(WeightsError, match="it is not a safetensors file"):
+        load_pretrained(tmp_path)
+
+
+def change_header(folder: Path, change: Any) -> None:
+    """Let ``change`` alter the table of tensors, with a config that vouches for the result."""
+    data = (folder / WEIGHTS_FILE).read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    change(header)
+    set_weights(folder, safetensors_file(header, data[8 + length :]))
+
+
+def move(key: str, begin: Any, end: Any) -> Any:
+    def change(header: dict[str, Any]) -> None:
+        at = header[key]["data_offsets"]
+        header[key]["data_offsets"] = [at[0] + begin, at[1] + end]
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (move("classifier.bias", 1, 1), r"classifier\.bias is at \d+:\d+, where it cannot be"),
+        (move("classifier.bias", 0, 4), r"classifier\.bias is at"),
+        (move("classifier.bias", 0, -28), r"classifier\.bias is at"),
+        (move("classifier.bias", 0, 2**70), r"classifier\.bias is at"),
+        (move("features.0.weight", -(2**70), 0), r"features\.0\.weight is at"),
+        (move("features.0.weight", 0.5, 0), r"features\.0\.weight is at"),
+        (lambda h: h["features.0.bias"].update(dtype="BF16"), r"features\.0\.bias is at"),
+        (
+            lambda h: h["features.0.bias"].update(shape=[8, 8]),
+            r"features\.0\.bias has shape \[8, 8\]",
+        ),
+        (lambda h: h["features.0.bias"].update(shape=[10**30]), r"features\.0\.bias has shape"),
+        (lambda h: h["features.0.bias"].update(shape=[-64]), r"features\.0\.bias has shape"),
+        (lambda h: h["features.0.bias"].update(shape="64"), r"features\.0\.bias has shape"),
+    ],
+)
+def test_a_header_that_lies(change: Any, message: str, folder: Path) -> None:
+    change_header(folder, change)
+    with pytest.raises(WeightsError, match=message):
+        load_pretrained(folder)
+
+
+def test_a_file_shorter_or_longer_than_its_header_says(folder: Path) -> None:
+    data = (folder / WEIGHTS_FILE).read_bytes()
+    set_weights(folder, data[:-1])
+    with pytest.raises(WeightsError, match="it ends within"):
+        load_pretrained(folder)
+    set_weights(folder, data + b"\0")
+    with pytest.raises(WeightsError, match=f"it has {len(data) + 1} bytes, not {len(data)}"):
+        load_pretrained(folder)
+
+
+def resave(folder: Path, change: Any) -> None:
+    """Let ``change`` alter the table of tensors, and save it with a config that agrees."""
+    import safetensors.torch
+
+    tensors = safetensors.torch.load_file(folder / WEIGHTS_FILE)
+    change(tensors)
+    set_weights(folder, safetensors.torch.save(tensors))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.pop("features.0.bias"), "it lacks features.0.bias"),
+        (lambda t: t.update({"extra": torch.ones(1)}), "it has unknown extra"),
+        (
+            lambda t: t.update({"classifier.bias": torch.ones(1)}),
+            r"classifier\.bias has shape \[1\]",
+        ),
+        (
+            lambda t: t.update({"classifier.bias": torch.ones(7, dtype=torch.int64)}),
+            "stored as torch.int64, not as torch.float32",
+        ),
+        (lambda t: t.clear(), r"it lacks classifier.bias, .*, \.\.\."),
+    ],
+)
+def test_keys_match_strictly(change: Any, message: str, folder: Path) -> None:
+    resave(folder, change)
+    with pytest.raises(WeightsError, match=message):
+        load_pretrained(folder)
+
+
+def test_tensors_that_begin_anywhere(folder: Path, whole: dict[str, torch.Tensor]) -> None:
+    data = (folder / WEIGHTS_FILE).read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = data[8 : 8 + length].rstrip() + b" "
+    header += b" " * ((len(header) + 1) % 2)  # an odd length, so that no tensor is aligned
+    set_weights(folder, safetensors_file(header, data[8 + length :]))
+    assert_whole(load_pretrained(folder), whole)
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".pth", ".bin", ".ckpt", ".pkl", ".onnx", ""])
+def test_other_files_are_refused_unread(
+    suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / f"weights{suffix}"
+    path.write_bytes(pickle.dumps({"a": 1}))
+
+    def forbidden(*_: Any, **__: Any) -> None:
+        raise AssertionError("the file was opened")
+
+    monkeypatch.setattr("io.open", forbidden)
+    monkeypatch.setattr("builtins.open", forbidden)
+    with pytest.raises(WeightsError, match=r"not\s+opened|only folders and \.safetensors"):
+        load_pretrained(path)
+
+
+def test_a_folder_with_a_pickle_only(saved: Path, tmp_path: Path) -> None:
+    shutil.copy(saved / CONFIG_FILE, tmp_path)
+    torch.save({}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(WeightsError, match=r"model\.safetensors: there is no such file"):
+        load_pretrained(tmp_path)
+
+
+def test_the_module_never_unpickles() -> None:
+    source = (ROOT / "ferfacenet" / "hub.py").read_text()
+    assert not re.search(r"torch\.load|import pickle|pickle\.load|weights_only", source)
+
+
+@pytest.mark.parametrize("what", ["directory", "fifo"])
+def test_weights_that_are_no_file(what: str, folder: Path) -> None:
+    (folder / WEIGHTS_FILE).unlink()
+    if what == "directory":
+        (folder / WEIGHTS_FILE).mkdir()
+    else:
+        os.mkfifo(folder / WEIGHTS_FILE)
+    with pytest.raises(WeightsError, match="there is no such file"):
+        load_pretrained(folder)
+
+
+def test_weights_that_may_not_be_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path_open = Path.open
+
+    def denied(path: Path, *arguments: Any, **settings: Any) -> Any:
+        if path.name == WEIGHTS_FILE:  # root may read whatever its mode says
+            raise PermissionError(13, "Permission denied")
+        return path_open(path, *arguments, **settings)
+
+    monkeypatch.setattr(Path, "open", denied)
+    with pytest.raises(WeightsError, match=r"model\.safetensors: .*Permission denied$"):
+        load_pretrained(folder)
+
+
+def test_fifo_by_name(folder: Path) -> None:
+    os.mkfifo(folder / "pipe.safetensors")
+    with pytest.raises(WeightsError, match="there is no such file"):
+        load_pretrained(folder / "pipe.safetensors")
+
+
+# --- saving --------------------------------------------------------------------------------
+
+
+def test_saving_refuses_what_could_not_be_loaded(tmp_path: Path) -> None:
+    model = ImprovedVGG19(3)
+    with pytest.raises(ValueError, match="model.categories is None"):
+        save_pretrained(model, tmp_path)
+    model.categories = ("a", "b")
+    with pytest.raises(ValueError, match="categories has 2 different names"):
+        save_pretrained(model, tmp_path)
+    model.categories = ("a", "b", "c")
+    with pytest.raises(ValueError, match="dtype must be float16, bfloat16 or float32"):
+        save_pretrained(model, tmp_path, dtype=torch.float64)
+    with torch.no_grad():
+        model.classifier.weight[0, 0] = 1e5
+    with pytest.raises(ValueError, match="classifier.weight has values that are not finite"):
+        save_pretrained(model, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    save_pretrained(model, tmp_path, dtype=torch.float32)
+    assert load_pretrained(tmp_path).classifier.weight[0, 0] == 1e5
+
+
+@pytest.mark.parametrize("interrupted", [WEIGHTS_FILE, CONFIG_FILE])
+def test_an_interrupted_save_is_never_taken_for_a_whole_one(
+    interrupted: str, folder: Path, monkeypatch: pytest.MonkeyPatch, whole: dict[str, torch.Tensor]
+) -> None:
+    replace = Path.replace
+
+    def stop(source: Path, target: Path) -> None:
+        if target.name == interrupted:
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    monkeypatch.setattr(Path, "replace", stop)
+    with pytest.raises(KeyboardInterrupt):
+        save_pretrained(ImprovedVGG19(), folder)
+    assert sorted(path.name for path in folder.iterdir()) == [CONFIG_FILE, WEIGHTS_FILE]
+    if interrupted == WEIGHTS_FILE:
+        assert_whole(load_pretrained(folder), whole)
+    else:
+        with pytest.raises(WeightsError, match="sha256"):
+            load_pretrained(folder)
+
+
+# --- registered names ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", hub._REGISTRY)
+def test_registry_tells_the_truth(name: str) -> None:
+    entry, folder = hub._REGISTRY[name], ROOT / "ferfacenet" / "weights" / name
+    weights, config = (folder / WEIGHTS_FILE).read_bytes(), (folder / CONFIG_FILE).read_bytes()
+    assert hashlib.sha256(weights).hexdigest() == entry.sha256
+    assert len(weights) == entry.size
+    assert hashlib.sha256(config).hexdigest() == entry.config_sha256
+    assert WeightsConfig.from_json(config).weights_sha256 == entry.sha256
+    assert hub.repo_id(name) == f"ferfacenet/improved-vgg19-{name}"
+
+
+def test_list_pretrained() -> None:
+    listed = list_pretrained()
+    assert set(listed) == set(hub._REGISTRY)
+    assert "fer2013" in listed
+    info = listed["fer2013"]
+    assert info.categories == FER2013_CATEGORIES
+    assert info.size == (ROOT / "ferfacenet/weights/fer2013" / WEIGHTS_FILE).stat().st_size
+    assert info.repo_id == "ferfacenet/improved-vgg19-fer2013"
+    assert info.bundled
+    config = json.loads((ROOT / "ferfacenet/weights/fer2013" / CONFIG_FILE).read_text())
+    assert info.metrics == config["metrics"]
+
+
+def test_the_default_is_fer2013() -> None:
+    model, named = load_pretrained(), load_pretrained("fer2013")
+    assert model.categories == FER2013_CATEGORIES
+    assert torch.equal(model.classifier.weight, named.classifier.weight)
+
+
+def test_a_folder_of_a_registered_name_is_not_taken_for_it(
+    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: dict[str, torch.Tensor]
+) -> None:
+    shutil.copytree(saved, tmp_path / "fer2013")
+    monkeypatch.chdir(tmp_path)
+    assert not torch.equal(load_pretrained("fer2013").classifier.weight, whole["classifier.weight"])
+    assert_whole(load_pretrained("./fer2013"), whole)
+
+
+@pytest.fixture
+def bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the bundled weights, in their place."""
+    shutil.copytree(hub._BUNDLED, tmp_path / "weights")
+    monkeypatch.setattr(hub, "_BUNDLED", tmp_path / "weights")
+    return tmp_path / "weights" / "fer2013"
+
+
+@pytest.mark.parametrize("file", [CONFIG_FILE, WEIGHTS_FILE])
+def test_a_changed_byte_in_the_bundle(file: str, bundle: Path) -> None:
+    data = (bundle / file).read_bytes()
+    (bundle / file).write_bytes(flip(data, len(data) // 2))
+    with pytest.raises(WeightsError, match="sha256.*pip install --force-reinstall ferfacenet"):
+        load_pretrained("fer2013")
+    if file == CONFIG_FILE:
+        with pytest.raises(WeightsError, match="sha256.*pip install --force-reinstall"):
+            list_pretrained()
+
+
+def test_a_bundle_forged_as_a_whole(bundle: Path, saved: Path) -> None:
+    shutil.copytree(saved, bundle, dirs_exist_ok=True)
+    with pytest.raises(WeightsError, match=r"config\.json: its sha256"):
+        load_pretrained("fer2013")
+
+
+def python_path() -> str:
+    return os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+
+
+def run(code: str, *arguments: str, **settings: Any) -> subprocess.CompletedProcess[str]:
+    """Run ``code`` in a fresh interpreter that finds the package under test."""
+    environment = os.environ | settings.pop("env", {}) | {"PYTHONPATH": python_path()}
+    command = [sys.executable, "-c", code, *arguments]
+    return subprocess.run(
+        command, env=environment, text=True, capture_output=True, timeout=300, **settings
+    )
+
+
+def test_bundled_weights_need_neither_network_nor_hub_client(tmp_path: Path) -> None:
+    code = (
+        "import socket, sys\n"
+        "def no(*a, **k): raise AssertionError('network')\n"
+        "socket.socket.connect = socket.getaddrinfo = no\n"
+        "from ferfacenet.hub import load_pretrained, list_pretrained\n"
+        "load_pretrained(); list_pretrained()\n"
+        "print([m for m in ('huggingface_hub', 'safetensors', 'pickle5') if m in sys.modules])\n"
+    )
+    done = run(code, cwd=tmp_path, env={"HF_HOME": str(tmp_path / "home")})
+    assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stderr
+    assert done.stderr == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_loading_costs_little_more_than_reading(saved: Path) -> None:
+    """Each measurement is the first in a forked process, since memory that was used before is
+    cheap, and of one thread's processor time, which the machine's other work changes little."""
+    code = f"""
+import os, resource, time
+import torch
+from ferfacenet.hub import load_pretrained
+
+folder = {str(saved)!r}
+
+def plain():
+    with open(folder + "/model.safetensors", "rb", buffering=0) as file:
+        data = torch.empty(os.fstat(file.fileno()).st_size, dtype=torch.uint8)
+        file.readinto(data.numpy().data)
+    halves = data[: len(data) // 2 * 2].view(torch.float16)
+    return [part.float() for part in halves.split(2_000_000)]
+
+def load():
+    return load_pretrained(folder)
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+def measured(call):
+    receive, send = os.pipe()
+    if os.fork() == 0:
+        before, start = peak(), time.process_time()
+        kept = call()
+        os.write(send, repr((time.process_time() - start, peak() - before)).encode())
+        os._exit(0)
+    os.wait()
+    os.close(send)
+    return eval(os.read(receive, 100))
+
+pairs = [(measured(plain), measured(load)) for _ in range(9)]
+print(min(b[0] for a, b in pairs) / min(a[0] for a, b in pairs), max(b[1] for a, b in pairs))
+"""
+    done = run(code, env={"OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
+    duration, memory = map(float, done.stdout.split())
+    parameters = sum(p.numel() for p in load_pretrained(saved).parameters())
+    assert memory < 2.2 * 4 * parameters
+    if os.getloadavg()[0] > (os.cpu_count() or 1):
+        pytest.skip(f"the machine is busy with other work, so {duration:.2f} means nothing")
+    assert duration < 1.5
+
+
+# --- the Hub -------------------------------------------------------------------------------
+
+RESOLVED = (
+    ("HEAD", CONFIG_FILE),
+    ("GET", CONFIG_FILE),
+    ("HEAD", WEIGHTS_FILE),
+    ("GET", WEIGHTS_FILE),
+)
+
+
+@pytest.fixture(scope="module")
+def started() -> Iterator[HubServer]:
+    with HubServer() as server:
+        yield server
+
+
+@pytest.fixture
+def server(started: HubServer, files: dict[str, bytes]) -> HubServer:
+    """A Hub that holds ``REPO`` with the files of ``saved``."""
+    started.repos.clear()
+    started.clear()
+    started.add(REPO, files)
+    return started
+
+
+@pytest.fixture
+def cache(server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The real client in this process, pointed at the server and at an empty cache."""
+    from huggingface_hub import constants, file_download
+
+    template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "ENDPOINT", server.url)
+    for module in (constants, file_download):  # older versions keep a second one
+        monkeypatch.setattr(module, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True, raising=False)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.delenv("HUGGING_FACE_HUB_TOKEN", raising=False)
+    monkeypatch.setattr(time, "sleep", lambda _: None)  # the client's pauses between its tries
+    return tmp_path / "cache"
+
+
+def half_written(cache: Path) -> list[Path]:
+    """Files under their final name that are not as the Hub has them, by their etag."""
+    return [
+        path
+        for path in cache.rglob("*")
+        if (path.parent.name == "blobs" and path.suffix != ".incomplete" and not path.is_symlink())
+        and path.name
+        not in (etag("x", path.read_bytes()), etag("x.safetensors", path.read_bytes()))
+    ]
+
+
+def test_repository_by_its_id(
+    server: HubServer, cache: Path, whole: dict[str, torch.Tensor]
+) -> None:
+    model = load_pretrained(REPO)
+    assert_whole(model, whole)
+    assert (model.temperature, model.mean) == (1.25, 0.5)
+    assert sorted(set(server.seen())) == sorted(RESOLVED)
+    assert half_written(cache) == []
+    server.requests.clear()
+    assert_whole(load_pretrained(REPO), whole)
+    assert server.seen() == [("HEAD", CONFIG_FILE)]  # which commit is main?
+
+
+def test_cached_commit_needs_no_request(
+    server: HubServer, cache: Path, whole: dict[str, torch.Tensor]
+) -> None:
+    commit = server.repos[REPO].branches["main"]
+    load_pretrained(REPO, revision=commit)
+    server.requests.clear()
+    assert_whole(load_pretrained(REPO, revision=commit), whole)
+    assert_whole(load_pretrained(f"{REPO}@{commit}"), whole)
+    assert server.requests == []
+
+
+def test_revisions(server: HubServer, cache: Path, whole: dict[str, torch.Tensor]) -> None:
+    repo = server.repos[REPO]
+    repo.tags["v1"] = repo.branches["main"]
+    config = json.loads(repo.commits[repo.branches["main"]][CONFIG_FILE])
+    server.add(REPO, {CONFIG_FILE: json.dumps(config | {"temperature": 2.5}).encode()})
+    assert load_pretrained(REPO).temperature == 2.5
+    assert load_pretrained(f"{REPO}@v1").temperature == 1.25
+    assert load_pretrained(REPO, revision="v1").temperature == 1.25
+    assert load_pretrained(f"{REPO}@v1", revision="v1").temperature == 1.25
+    with pytest.raises(WeightsError, match=f"{REPO}@v9: config.json: there is no such revision"):
+        load_pretrained(REPO, revision="v9")
+
+
+def test_both_files_are_of_one_commit(
+    server: HubServer, cache: Path, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The branch moves between the two requests: the old pair is loaded, not a mixture."""
+    import huggingface_hub
+
+    download = huggingface_hub.hf_hub_download
+
+    def moving(repo: str, file: str, **settings: Any) -> str:
+        path = download(repo, file, **settings)
+        server.add(REPO, {WEIGHTS_FILE: b"of another commit"})
+        return path
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", moving)
+    load_pretrained(REPO)
+
+
+def test_token(server: HubServer, cache: Path, whole: dict[str, torch.Tensor]) -> None:
+    server.repos[REPO].token = "hf_secret"
+    with pytest.raises(WeightsError, match="no such repository, or it is private.*token="):
+        load_pretrained(REPO)
+    with pytest.raises(WeightsError, match="no such repository, or it is private") as caught:
+        load_pretrained(REPO, token="hf_wrong")
+    assert "hf_wrong" not in str(caught.value)
+    assert_whole(load_pretrained(REPO, token="hf_secret"), whole)
+
+
+def test_gated_repository(server: HubServer, cache: Path) -> None:
+    server.repos[REPO].gated = True
+    with pytest.raises(WeightsError, match=f"it is gated; accept its terms at {server.url}/{REPO}"):
+        load_pretrained(REPO)
+
+
+def test_cache_dir(
+    server: HubServer, cache: Path, tmp_path: Path, whole: dict[str, torch.Tensor]
+) -> None:
+    assert_whole(load_pretrained(REPO, cache_dir=tmp_path / "elsewhere"), whole)
+    assert not cache.exists()
+    assert (tmp_path / "elsewhere" / "models--tester--faces" / "snapshots").is_dir()
+
+
+def test_local_files_only(server: HubServer, cache: Path, whole: dict[str, torch.Tensor]) -> None:
+    message = rf"not in the cache \({cache}\) and the Hub may not be asked; run this once"
+    with pytest.raises(WeightsError, match=message):
+        load_pretrained(REPO, local_files_only=True)
+    assert server.requests == []
+    load_pretrained(REPO)
+    server.requests.clear()
+    assert_whole(load_pretrained(REPO, local_files_only=True), whole)
+    assert server.requests == []
+
+
+def test_the_remedy_is_a_command_that_works(
+    server: HubServer, cache: Path, tmp_path: Path, whole: dict[str, torch.Tensor]
+) -> None:
+    server.repos[REPO].tags["v1"] = server.repos[REPO].branches["main"]
+    asked: dict[str, Any] = {"revision": "v1", "cache_dir": tmp_path / "at home"}
+    with pytest.raises(WeightsError) as caught:
+        load_pretrained(REPO, local_files_only=True, **asked)
+    code = re.search(r'with a network: python -c "(.*)"$', str(caught.value))
+    assert code is not None
+    exec(code[1].replace("import ferfacenet", "from ferfacenet import hub as ferfacenet"), {})
+    assert_whole(load_pretrained(REPO, local_files_only=True, **asked), whole)
+
+
+# --- faults of the network -----------------------------------------------------------------
+
+
+def test_no_network(
+    server: HubServer, cache: Path, whole: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants, file_download
+
+    with monkeypatch.context() as unplugged:
+        for module in (constants, file_download):
+            template = "http://127.0.0.1:9/{repo_id}/resolve/{revision}/{filename}"
+            unplugged.setattr(module, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
+        unplugged.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+        with pytest.raises(WeightsError, match=r"the Hub cannot be reached.*run this once with a"):
+            load_pretrained(REPO)
+    assert_whole(load_pretrained(REPO), whole)
+    with monkeypatch.context() as unplugged:
+        for module in (constants, file_download):
+            unplugged.setattr(module, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
+        assert_whole(load_pretrained(REPO), whole)  # the cached copy serves
+
+
+@pytest.mark.parametrize("method", ["HEAD", "GET"])
+@pytest.mark.parametrize("file", [CONFIG_FILE, WEIGHTS_FILE])
+@pytest.mark.parametrize(
+    ("status", "message"),
+    [
+        (401, "no such repository, or it is private.*HF_TOKEN"),
+        (403, "the Hub answered 403, forbidden; pass token="),
+        (404, "the repository has no such file|the Hub answered 404"),
+        (429, "the Hub answered 429; try again later"),
+        (500, "the Hub answered 500; try again later"),
+        (503, "the Hub answered 503; try again later"),
+    ],
+)
+def test_refusals(
+    status: int,
+    message: str,
+    file: str,
+    method: str,
+    server: HubServer,
+    cache: Path,
+    whole: dict[str, torch.Tensor],
+) -> None:
+    """However often the client tries, it ends in one error; and the next call succeeds."""
+    fault = Fault(status, {"X-Error-Code": "EntryNotFound"} if status == 404 else {})
+    server.fail(method, file, *[fault] * 20)
+    with pytest.raises(WeightsError, match=message) as caught:
+        load_pretrained(REPO)
+    assert str(caught.value).startswith(REPO)
+    assert file in str(caught.value)
+    server.clear()
+    assert half_written(cache) == []
+    assert_whole(load_pretrained(REPO), whole)
+
+
+@pytest.mark.parametrize("status", [429, 500, 503])
+@pytest.mark.parametrize("method", ["HEAD", "GET"])
+def test_one_refusal_then_success(
+    status: int, method: str, server: HubServer, cache: Path, whole: dict[str, torch.Tensor]
+) -> None:
+    """A model at once where the client tries again by itself, or else at the second call."""
+    server.fail(method, WEIGHTS_FILE, Fault(status, {"Retry-After": "0"}))
+    try:
+        model = load_pretrained(REPO)
+    except WeightsError as error:
+        assert f"the Hub answered {status}; try again later" in str(error)  # noqa: PT017
+        model = load_pretrained(REPO)
+    assert_whole(model, whole)
+
+
+def test_a_cut_connection_is_resumed(
+    server: HubServer, cache: Path, whole: dict[str, torch.Tensor], files: dict[str, bytes]
+) -> None:
+    """Within the call or at the next one, by the client's version; never a half model."""
+    half = len(files[WEIGHTS_FILE]) // 2
+    server.fail("GET", WEIGHTS_FILE, Fault(cut=half))
+    try:
+        model = load_pretrained(REPO)
+    except WeightsError as error:
+        assert "the download failed" in str(error)  # noqa: PT017
+        assert half_written(cache) == []
+        model = load_pretrained(REPO)
+    assert_whole(model, whole)
+    gets = [r for r in server.requests if (r.method, Path(r.path).name) == ("GET", WEIGHTS_FILE)]
+    assert len(gets) == 2
+    ranges = {name.lower(): value for name, value in gets[1].headers.items()}
+    assert re.fullmatch(r"bytes=[1-9]\d*-", ranges["range"])
+
+
+def test_a_connection_that_is_always_cut(
+    server: HubServer, cache: Path, whole: dict[str, torch.Tensor]
+) -> None:
+    server.fail("GET", WEIGHTS_FILE, *[Fault(cut=0)] * 20)
+    with pytest.raises(WeightsError, match="model.safetensors: the download failed.*; try again"):
+        load_pretrained(REPO)
+    assert half_written(cache) == []
+    server.clear()
+    assert_whole(load_pretrained(REPO), whole)
+
+
+@pytest.mark.parametrize("size", [0, 1, 1000, 20_000_000])
+@pytest.mark.parametrize("file", [CONFIG_FILE, WEIGHTS_FILE])
+def test_a_truncated_answer(
+    size: int,
+    file: str,
+    server: HubServer,
+    cache: Path,
+    files: dict[str, bytes],
+    whole: dict[str, torch.Tensor],
+) -> None:
+    """The server believes that the shorter file is the whole."""
+    size = min(size, len(files[file]) - 1)
+    server.fail("GET", file, *[Fault(body=files[file][:size])] * 20)
+    with pytest.raises(WeightsError, match="the download failed|sha256|not JSON"):
+        load_pretrained(REPO)
+    assert half_written(cache) == []
+    server.clear()
+    assert_whole(load_pretrained(REPO), whole)
+
+
+def test_an_answer_that_is_too_long(
+    server: HubServer, cache: Path, files: dict[str, bytes], whole: dict[str, torch.Tensor]
+) -> None:
+    """Nor does what it leaves behind stand in the way of the next try."""
+    server.fail("GET", WEIGHTS_FILE, Fault(body=files[WEIGHTS_FILE] + bytes(1000)))
+    with pytest.raises(WeightsError, match="the download failed"):
+        load_pretrained(REPO)
+    assert half_written(cache) == []
+    assert_whole(load_pretrained(REPO), whole)
+
+
+@pytest.mark.parametrize("length", [10, 10**9])
+@pytest.mark.parametrize("file", [CONFIG_FILE, WEIGHTS_FILE])
+def test_a_wrong_length_in_the_header(
+    length: int, file: str, server: HubServer, cache: Path, whole: dict[str, torch.Tensor]
+) -> None:
+    """The HEAD request's, so that the client expects another size than comes."""
+    headers = {"X-Linked-Size": str(length), "Content-Length": str(length)}
+    server.fail("HEAD", file, *[Fault(headers=headers)] * 20)
+    with pytest.raises(WeightsError, match="the download failed.*; try again"):
+        load_pretrained(REPO)
+    assert half_written(cache) == []
+    server.clear()
+    assert_whole(load_pretrained(REPO), whole)
+
+
+@pytest.mark.parametrize("place", [0, 4_000, 30_000_000])
+def test_wrong_bytes_of_the_right_size(
+    place: int,
+    server: HubServer,
+    cache: Path,
+    files: dict[str, bytes],
+    whole: dict[str, torch.Tensor],
+) -> None:
+    """Also of a repository that is not registered: its config states the sha256."""
+    server.fail("GET", WEIGHTS_FILE, Fault(body=flip(files[WEIGHTS_FILE], place)))
+    message = "its sha256 is .*: the file is damaged.*removed from the cache: try again"
+    with pytest.raises(WeightsError, match=message):
+        load_pretrained(REPO)
+    assert half_written(cache) == []
+    assert_whole(load_pretrained(REPO), whole)
+
+
+def test_damage_in_the_cache_itself(
+    server: HubServer, cache: Path, whole: dict[str, torch.Tensor]
+) -> None:
+    load_pretrained(REPO)
+    (blob,) = (p for p in cache.rglob("blobs/*") if p.stat().st_size > 1e6)
+    blob.write_bytes(flip(blob.read_bytes(), 25_000_000))
+    with pytest.raises(WeightsError, match="sha256.*removed from the cache: try again"):
+        load_pretrained(REPO, local_files_only=True)
+    assert half_written(cache) == []
+    assert_whole(load_pretrained(REPO), whole)
+
+
+def test_damage_is_never_removed_outside_the_cache(
+    server: HubServer, cache: Path, saved: Path, tmp_path: Path, files: dict[str, bytes]
+) -> None:
+    """Some people link blobs to files that they keep elsewhere."""
+    load_pretrained(REPO)
+    (blob,) = (p for p in cache.rglob("blobs/*") if p.stat().st_size > 1e6)
+    blob.unlink()
+    mine = tmp_path / "mine.safetensors"
+    mine.write_bytes(flip(files[WEIGHTS_FILE], 25_000_000))
+    blob.symlink_to(mine)
+    with pytest.raises(WeightsError, match="sha256"):
+        load_pretrained(REPO)
+    assert mine.exists()
+
+
+def test_no_file_of_that_name(server: HubServer, cache: Path, files: dict[str, bytes]) -> None:
+    server.add("tester/pickled", {CONFIG_FILE: files[CONFIG_FILE], "pytorch_model.bin": b"pickle"})
+    with pytest.raises(WeightsError, match="no such file; only config.json with model.safetensors"):
+        load_pretrained("tester/pickled")
+    assert ("GET", "pytorch_model.bin") not in server.seen()
+    with pytest.raises(WeightsError, match="tester/nothing: config.json: there is no such repo"):
+        load_pretrained("tester/nothing")
+    with pytest.raises(WeightsError, match=r"a \.bin file may be a pickle"):
+        load_pretrained("tester/pytorch_model.bin")
+    with pytest.raises(WeightsError, match="that is no Hub id"):
+        load_pretrained("tester/a--b")
+
+
+def test_a_config_from_the_future_spares_the_download(server: HubServer, cache: Path) -> None:
+    server.add(REPO, {CONFIG_FILE: b'{"format_version": 2}'})
+    message = "format_version is 2.*pip install --upgrade ferfacenet; name another revision"
+    with pytest.raises(WeightsError, match=message):
+        load_pretrained(REPO)
+    assert set(server.seen()) == {("HEAD", CONFIG_FILE), ("GET", CONFIG_FILE)}
+
+
+def test_a_commit_cannot_lead_outside_the_cache(
+    server: HubServer, cache: Path, tmp_path: Path
+) -> None:
+    cache.mkdir()
+    server.fail("HEAD", CONFIG_FILE, *[Fault(headers={"X-Repo-Commit": "../../../evil"})] * 20)
+    with pytest.raises(WeightsError):
+        load_pretrained(REPO)
+    assert list(tmp_path.iterdir()) == [cache]
+
+
+# --- registered names through the Hub ------------------------------------------------------
+
+
+@pytest.fixture
+def published(
+    server: HubServer, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> HubServer:
+    """A registered name ``other`` that is on the Hub and not in this installation."""
+    entry = hub._Registered(
+        sha256=hashlib.sha256(files[WEIGHTS_FILE]).hexdigest(),
+        size=len(files[WEIGHTS_FILE]),
+        config_sha256=hashlib.sha256(files[CONFIG_FILE]).hexdigest(),
+    )
+    monkeypatch.setitem(hub._REGISTRY, "other", entry)
+    server.add("ferfacenet/improved-vgg19-other", files)
+    return server
+
+
+NAMES = ["other", "ferfacenet/improved-vgg19-other", "ferfacenet/improved-vgg19-other@main"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_registered_name_from_the_hub(
+    name: str, published: HubServer, cache: Path, whole: dict[str, torch.Tensor]
+) -> None:
+    assert_whole(load_pretrained(name), whole)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("file", [CONFIG_FILE, WEIGHTS_FILE])
+def test_registered_names_are_checked_on_every_route(
+    name: str,
+    file: str,
+    published: HubServer,
+    cache: Path,
+    files: dict[str, bytes],
+    whole: dict[str, torch.Tensor],
+) -> None:
+    """The repository as a whole is replaced by one that agrees with itself."""
+    config = json.loads(files[CONFIG_FILE])
+    forged = flip(files[WEIGHTS_FILE], 30_000_000) if file == WEIGHTS_FILE else files[WEIGHTS_FILE]
+    config["weights_sha256"] = hashlib.sha256(forged).hexdigest()
+    config["temperature"] = 3.0
+    good = published.repos["ferfacenet/improved-vgg19-other"].branches["main"]
+    published.add(
+        "ferfacenet/improved-vgg19-other",
+        {CONFIG_FILE: json.dumps(config).encode(), WEIGHTS_FILE: forged},
+    )
+    with pytest.raises(WeightsError, match=r"config\.json: its sha256"):
+        load_pretrained(name)
+    assert_whole(load_pretrained(name.split("@")[0], revision=good), whole)
+
+
+def test_registered_commit_is_the_default_revision(
+    published: HubServer,
+    cache: Path,
+    whole: dict[str, torch.Tensor],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """An older package goes on working when the repository gets better weights."""
+    good = published.repos["ferfacenet/improved-vgg19-other"].branches["main"]
+    published.add("ferfacenet/improved-vgg19-other", {CONFIG_FILE: b"{}"})
+    pinned = dataclasses.replace(hub._REGISTRY["other"], revision=good)
+    monkeypatch.setitem(hub._REGISTRY, "other", pinned)
+    assert_whole(load_pretrained("other"), whole)
+    published.requests.clear()
+    assert_whole(load_pretrained("other"), whole)
+    assert published.requests == []
+
+
+def test_damaged_download_of_a_registered_name(
+    published: HubServer, cache: Path, files: dict[str, bytes], whole: dict[str, torch.Tensor]
+) -> None:
+    for file in (CONFIG_FILE, WEIGHTS_FILE):
+        published.fail("GET", file, Fault(body=flip(files[file], len(files[file]) - 5)))
+        with pytest.raises(WeightsError, match=f"{file}: its sha256.*try again"):
+            load_pretrained("other")
+        assert half_written(cache) == []
+    assert_whole(load_pretrained("other"), whole)
+
+
+def test_bundled_name_with_a_revision_asks_the_hub(server: HubServer, cache: Path) -> None:
+    bundled = {p.name: p.read_bytes() for p in (hub._BUNDLED / "fer2013").iterdir()}
+    server.add("ferfacenet/improved-vgg19-fer2013", bundled)
+    expected = load_pretrained("fer2013").state_dict()
+    assert server.requests == []
+    assert_whole(load_pretrained("fer2013", revision="main"), expected)
+    assert_whole(load_pretrained("fer2013@main"), expected)
+    assert_whole(load_pretrained("ferfacenet/improved-vgg19-fer2013"), expected)
+    assert len(server.requests) > 0
+
+
+# --- other processes -----------------------------------------------------------------------
+
+
+def client(server: HubServer, home: Path, **more: str) -> dict[str, str]:
+    """The environment of a process whose Hub is ``server``."""
+    return {
+        "HF_ENDPOINT": server.url,
+        "HF_HOME": str(home),
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "HF_TOKEN": "",
+        **more,
+    }
+
+
+LOAD = f"""
+import sys
+from ferfacenet.hub import WeightsError, load_pretrained
+try:
+    print(float(load_pretrained({REPO!r}).classifier.weight.double().sum()))
+except WeightsError as error:
+    sys.exit(str(error))
+"""
+
+
+def answer(whole: dict[str, torch.Tensor]) -> str:
+    return str(float(whole["classifier.weight"].double().sum()))
+
+
+def test_environment_variables(
+    server: HubServer, tmp_path: Path, whole: dict[str, torch.Tensor]
+) -> None:
+    """HF_ENDPOINT, HF_HOME, HF_TOKEN and HF_HUB_OFFLINE, as the client reads them."""
+    server.repos[REPO].token = "hf_secret"
+    offline = client(server, tmp_path, HF_HUB_OFFLINE="1")
+    done = run(LOAD, env=offline)
+    assert done.returncode == 1
+    assert "run this once with a network: python -c" in done.stderr
+    assert server.requests == []
+    done = run(LOAD, env=client(server, tmp_path, HF_TOKEN="hf_secret"))
+    assert done.stdout.strip() == answer(whole), done.stderr
+    assert (tmp_path / "hub" / "models--tester--faces").is_dir()
+    server.requests.clear()
+    done = run(LOAD, env=offline)
+    assert done.stdout.strip() == answer(whole), done.stderr
+    assert server.requests == []
+
+
+def start(server: HubServer, home: Path, **settings: Any) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", LOAD],
+        env=os.environ | client(server, home) | {"PYTHONPATH": python_path()},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **settings,
+    )
+
+
+def test_two_processes_at_once(
+    server: HubServer, tmp_path: Path, whole: dict[str, torch.Tensor]
+) -> None:
+    gate = threading.Event()
+    fault = Fault(cut=10_000_000, gate=gate)
+    server.fail("GET", WEIGHTS_FILE, fault)
+    both = [start(server, tmp_path) for _ in range(2)]
+    assert fault.reached.wait(60)
+    gate.set()
+    for process in both:
+        out, err = process.communicate(timeout=60)
+        assert out.strip() == answer(whole), err
+    assert half_written(tmp_path) == []
+
+
+def test_kill_in_the_middle_of_a_download(
+    server: HubServer, tmp_path: Path, whole: dict[str, torch.Tensor]
+) -> None:
+    gate = threading.Event()
+    fault = Fault(cut=20_000_000, gate=gate)
+    server.fail("GET", WEIGHTS_FILE, fault)
+    process = start(server, tmp_path)
+    assert fault.reached.wait(60)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    gate.set()
+    assert half_written(tmp_path) == []
+    done = run(LOAD, env=client(server, tmp_path))
+    assert done.stdout.strip() == answer(whole), done.stderr
+    assert half_written(tmp_path) == []
+
+
+def test_full_disk(server: HubServer, tmp_path: Path, whole: dict[str, torch.Tensor]) -> None:
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000_000, 10_000_000))
+
+    process = start(server, tmp_path, preexec_fn=limit)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert re.search(r"the disk of the cache \(.*hub\) is full .*make room.*cache_dir", err), err
+    assert half_written(tmp_path) == []
+    done = run(LOAD, env=client(server, tmp_path))
+    assert done.stdout.strip() == answer(whole), done.stderr
+
+
+READ_ONLY = f"""
+import os, sys
+from ferfacenet.hub import WeightsError, load_pretrained
+first, cache = sys.argv[1:]
+load_pretrained({REPO!r}, cache_dir=first)  # so that all modules are loaded
+if os.geteuid() == 0:  # root may write anywhere
+    os.setgroups([])
+    os.setgid(65534)
+    os.setuid(65534)
+try:
+    print(float(load_pretrained({REPO!r}, cache_dir=cache).classifier.weight.double().sum()))
+except WeightsError as error:
+    sys.exit(str(error))
+"""
+
+
+def test_read_only_cache(server: HubServer, whole: dict[str, torch.Tensor]) -> None:
+    """With nothing in it, an error; with the weights in it, they are loaded."""
+    home = Path(tempfile.mkdtemp(prefix="ferfacenet-test-"))  # pytest's are closed to nobody
+    try:
+        home.chmod(0o755)
+        (home / "cache").mkdir()
+        (home / "cache").chmod(0o555)
+        arguments = [str(home / "first"), str(home / "cache")]
+        done = run(READ_ONLY, *arguments, env=client(server, home))
+        assert done.returncode == 1
+        assert re.search(r"the cache \(.*cache\) cannot be written .*cache_dir=", done.stderr)
+        (home / "cache").rmdir()
+        load_into = (
+            f"from ferfacenet.hub import *; load_pretrained({REPO!r}, cache_dir=sys.argv[1])"
+        )
+        assert (
+            run("import sys;" + load_into, arguments[1], env=client(server, home)).returncode == 0
+        )
+        for path in home.rglob("*"):
+            if not path.is_symlink():
+                path.chmod(0o555 if path.is_dir() else 0o444)
+        done = run(READ_ONLY, arguments[1], arguments[1], env=client(server, home))
+        assert done.stdout.strip() == answer(whole), done.stderr
+    finally:
+        for path in home.rglob("*"):
+            if path.is_dir():
+                path.chmod(0o755)
+        shutil.rmtree(home)
