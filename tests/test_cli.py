@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -170,6 +171,34 @@ def test_wrong_weights_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixtur
     err = capsys.readouterr().err
     assert err.startswith("ferfacenet: ")
     assert "absent.safetensors" in err
+
+
+def test_many_images_on_a_terminal_get_a_progress_bar(crop: Path, weights: Path) -> None:
+    pty = pytest.importorskip("pty", reason="needs pseudo-terminals")
+    import fcntl
+    import struct
+    import termios
+
+    shown = {}
+    for count in (20, 2):
+        master, slave = pty.openpty()
+        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+        command = "import sys; from ferfacenet.cli import main; sys.exit(main())"
+        done = subprocess.run(
+            [sys.executable, "-c", command, "--json", "--tta", "none", "--weights", str(weights),
+             *[str(crop)] * count],
+            stdout=subprocess.PIPE, stderr=slave, cwd=ROOT, check=True, text=True,
+        )  # fmt: skip
+        os.close(slave)
+        assert len([json.loads(line) for line in done.stdout.splitlines()]) == count
+        try:
+            shown[count] = os.read(master, 100_000).decode()
+        except OSError:  # nothing was written
+            shown[count] = ""
+        os.close(master)
+    assert "20/20" in shown[20]
+    assert "img/s" in shown[20]
+    assert shown[2] == ""
 
 
 def test_a_closed_pipe_and_help_are_no_tracebacks(weights: Path, crop: Path) -> None:

@@ -162,8 +162,10 @@ def test_a_full_disk_keeps_the_last_checkpoint(tmp_path: Path) -> None:
 def test_two_processes_train_as_one(tiny: Path, tmp_path: Path) -> None:
     # Without dropout, whose masks are each process's own; at a low rate, since rounding grows
     # with every step of a network this deep.
-    options = ["--data", str(tiny), "--batch-size", "6", "--epochs", "2", "--sizes", "32",
-               "--votes-weight", "0", "--dropout", "0", "--device", "cpu", "--lr", "0.003"]  # fmt: skip  # noqa: E501
+    options = [
+        "--data", str(tiny), "--batch-size", "6", "--epochs", "2", "--sizes", "32",
+        "--votes-weight", "0", "--dropout", "0", "--device", "cpu", "--lr", "0.003",
+    ]  # fmt: skip
     train.main([*options, "--out", str(tmp_path / "one")])
     subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
@@ -178,7 +180,7 @@ def test_two_processes_train_as_one(tiny: Path, tmp_path: Path) -> None:
         assert b["loss"] == pytest.approx(a["loss"], rel=5e-4)
     first, second = (load_file(tmp_path / n / "checkpoint.safetensors") for n in ("one", "two"))
     for name in ("trainee.network.features.1.running_mean", "trainee.network.features.0.weight"):
-        torch.testing.assert_close(first[name], second[name], rtol=1e-2, atol=1e-4)
+        torch.testing.assert_close(first[name], second[name], rtol=1e-2, atol=1e-3)
 
 
 def test_formula_one_is_binary_cross_entropy_over_softmax_outputs() -> None:

@@ -64,8 +64,6 @@ def build(
         for index, layer in enumerate(model.features):
             if isinstance(layer, nn.BatchNorm2d):
                 model.features[index] = nn.Identity()
-            elif isinstance(layer, nn.ReLU):
-                layer.inplace = False  # a Winograd convolution's output may not be overwritten
     return model
 
 

@@ -110,6 +110,8 @@ def _contract(x: Tensor, along_w: Tensor, along_h: Tensor) -> Tensor:
 
 
 class _Convolution(torch.autograd.Function):
+    """(N, C_in, H, W) to (H, W, N * C_out)."""
+
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         n, c_in, height, width = x.shape
@@ -121,12 +123,11 @@ class _Convolution(torch.autograd.Function):
         samples = _samples(weight, height, width)
         product = torch.bmm(data, samples.transpose(1, 2))
         y = _contract(product.view(w.points, len(h.data), -1), w.output, h.output)
-        y = y.view(height, width, n, c_out)
         if bias is not None:
-            y += bias
+            y.view(height, width, n, c_out).add_(bias)
         ctx.save_for_backward(data, samples)
         ctx.shape = (n, c_in, height, width)
-        return y.permute(2, 3, 0, 1)
+        return y  # no view of it: a ReLU may yet work in place
 
     @staticmethod
     @once_differentiable
@@ -136,7 +137,7 @@ class _Convolution(torch.autograd.Function):
         c_out = samples.shape[1]
         h, w = _axis(height), _axis(width)
         count = h.points * w.points
-        dy = dy.permute(2, 3, 0, 1).contiguous()
+        dy = dy.contiguous()
         dx = dweight = dbias = None
         if ctx.needs_input_grad[2]:
             dbias = dy.view(-1, c_out).sum(0)
@@ -189,7 +190,7 @@ class _Conv2d(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         if _pays(x, self.weight) and not torch.is_autocast_enabled("cpu"):
             y: Tensor = _Convolution.apply(x, self.weight, self.bias)
-            return y
+            return y.view(*y.shape[:2], len(x), -1).permute(2, 3, 0, 1)
         return super().forward(x)
 
 
