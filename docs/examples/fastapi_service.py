@@ -1,0 +1,55 @@
+"""An HTTP service: upload a photo, get the expressions of its faces as JSON.
+
+  pip install "ferfacenet[faces]" fastapi uvicorn python-multipart
+  uvicorn fastapi_service:app --app-dir docs/examples
+  curl -F photo=@docs/images/astronaut.jpg http://127.0.0.1:8000/faces
+
+http://127.0.0.1:8000/docs shows it in the browser. It keeps no photo. What FERFACENET_WEIGHTS
+names, if it is set, is loaded in place of the bundled weights.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+from fastapi import FastAPI, HTTPException, UploadFile
+
+from ferfacenet import detect_faces, load_pretrained, predict_proba
+from ferfacenet.transforms import normalise
+
+MAX_BYTES = 20 * 2**20
+
+app = FastAPI(title="ferfacenet")
+model = load_pretrained(os.environ.get("FERFACENET_WEIGHTS", "fer2013"))
+categories = model.categories or ()
+
+
+# A plain def, not async: FastAPI then runs each request in a thread, and one photo does not
+# hold up the next. The model and the detector may be used from several threads.
+@app.post("/faces")
+def faces(photo: UploadFile) -> dict[str, Any]:
+    """Every face in the photo, the largest first: box (x0, y0, x1, y1) in pixels, the likeliest
+    expression, and all probabilities."""
+    data = photo.file.read(MAX_BYTES + 1)
+    if len(data) > MAX_BYTES:
+        raise HTTPException(413, f"the photo is larger than {MAX_BYTES >> 20} MiB")
+    try:
+        found = detect_faces(data)
+    except ValueError as error:
+        raise HTTPException(400, str(error)) from error
+    if not found:
+        return {"faces": []}
+    inputs = normalise(torch.stack([face.crop for face in found]), model.mean, model.std)
+    rows = predict_proba(model, inputs)
+    return {
+        "faces": [
+            {
+                "box": face.box,
+                "label": categories[int(row.argmax())],
+                "probabilities": dict(zip(categories, row.tolist(), strict=True)),
+            }
+            for face, row in zip(found, rows, strict=True)
+        ]
+    }
