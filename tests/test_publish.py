@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import json
 import re
 import shutil
@@ -10,12 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
 import publish
 import pytest
 import torch
 from hub_server import Fault, HubServer
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, RepoCard
 
 import ferfacenet
 from ferfacenet import hub
@@ -98,8 +98,8 @@ def server(started: HubServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
 
 
 def validate(card: ModelCard) -> None:
-    """As the Hub does; before 2.0 the client asked huggingface.co whatever HF_ENDPOINT said."""
-    if int(huggingface_hub.__version__.split(".")[0]) >= 2:
+    """As the Hub does, unless it is an older client that asks huggingface.co regardless."""
+    if "huggingface.co" not in inspect.getsource(RepoCard.validate).rpartition('"""')[2]:
         card.validate()
 
 
