@@ -176,9 +176,9 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error("--store needs a folder with config.json as --weights")
     model = load_pretrained(options.weights, device=options.device)
     faces = load(options.data)
+    part = faces.split(options.split)
     extra: dict[str, Any] = {}
     if options.fit_temperature:
-        part = faces.split(options.split)
         labels = torch.from_numpy(part.labels)
         logits = crop_logits(model, prepare(model, part.images))
         model.temperature = round(fit_temperature(logits, labels), 4)
@@ -188,8 +188,7 @@ def main(arguments: list[str] | None = None) -> None:
     result["command"] = shlex.join(["python", "tools/evaluate.py", *(arguments or sys.argv[1:])])
 
     options.out.mkdir(parents=True, exist_ok=True)
-    part = faces.split(options.split)
-    names = list(model.categories or map(str, range(model.num_classes)))
+    names = list(result["per_class"])
     counts = confusion_matrix(
         part.labels, probabilities.argmax(1).numpy(), labels=range(len(names))
     )

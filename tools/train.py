@@ -39,12 +39,13 @@ from tqdm import tqdm
 from winograd import keep_memory, use_winograd
 
 from ferfacenet import ImprovedVGG19, save_pretrained
+from ferfacenet.fast import has_bfloat16
 from ferfacenet.hub import write_atomically
-from ferfacenet.transforms import CROP, SIZE
+from ferfacenet.transforms import CROP, SIZE, normalise
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Augmentation):
     """Every setting of a run. The defaults are the paper's (its section 4); where the paper
     is silent they follow the public VGG19 recipe (see docs/paper.md)."""
 
@@ -72,23 +73,13 @@ class Config:
     clip_norm: float = 0.0  # the whole gradient is clipped to this norm; 0 for no clipping
     ema: float = 0.0  # decay of the average of the weights that is kept and tested; 0 for none
     sizes: str = "44"  # side of the training images, as 44, or 32x4,44 for 4 epochs at 32 first
-    crop: bool = True  # only random crops and mirrors, or else the settings below
-    rotate: float = 0.0
-    scale: float = 0.0
-    shift: float = 0.0
-    brightness: float = 0.0
-    contrast: float = 0.0
-    erase: float = 0.0
+    crop: bool = True  # only random crops and mirrors, or else the ranges of Augmentation
     holdout: float = 0.0  # share of Training that is kept out of training, to report on
     limit: int = 0  # train on the first so many images only; 0 for all
     seed: int = 0
     amp: str = "auto"  # bf16 autocast: auto (where the hardware has it), on, off
     conv: str = "auto"  # winograd, plain, or auto: winograd on a CPU without bf16
     device: str = "auto"
-
-    def augmentation(self) -> Augmentation:
-        names = (field.name for field in dataclasses.fields(Augmentation))
-        return Augmentation(**{name: getattr(self, name) for name in names})
 
     def size(self, epoch: int) -> int:
         """Side of the training images in ``epoch``, counted from 0."""
@@ -186,7 +177,7 @@ def accuracy(model: ImprovedVGG19 | PlainVGG19, images: Tensor, labels: Tensor, 
         x = part[:, None, edge : edge + CROP, edge : edge + CROP].float() / 255
         if size != CROP:
             x = F.interpolate(x, size=(size, size), mode="bilinear", antialias=True)
-        x = ((x - model.mean) / model.std).to(memory_format=torch.channels_last)
+        x = normalise(x, model.mean, model.std).to(memory_format=torch.channels_last)
         right += int((model(x).argmax(1) == truth).sum())
     return right / len(labels)
 
@@ -277,13 +268,6 @@ def parse(arguments: list[str] | None = None) -> tuple[Config, Path, bool]:
     return config, out, False
 
 
-def native_bf16(device: torch.device) -> bool:
-    if device.type == "cuda":
-        return torch.cuda.get_device_capability(device)[0] >= 8
-    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
-
-
 def hold_out(faces: Faces, share: float) -> tuple[Faces, Faces]:
     """Split off ``share`` of the faces by the digest of their pixels, so that byte-identical
     images are on one side and every run holds out the same ones."""
@@ -309,7 +293,7 @@ def main(arguments: list[str] | None = None) -> None:
     # `kill` ends a run as cleanly as Ctrl-C does, also one that a shell put in the background.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
-    bf16 = config.amp == "on" or (config.amp == "auto" and native_bf16(device))
+    bf16 = config.amp == "on" or (config.amp == "auto" and has_bfloat16(device))
 
     faces = load(config.data)
     training = faces.split("Training")
@@ -387,7 +371,6 @@ def main(arguments: list[str] | None = None) -> None:
         model = nn.parallel.DistributedDataParallel(
             trainee, device_ids=[device] if device.type == "cuda" else None, broadcast_buffers=False
         )
-    augmentation = config.augmentation()
     bar = tqdm(
         total=config.epochs * steps_an_epoch * config.batch_size,
         initial=len(history) * steps_an_epoch * config.batch_size,
@@ -419,19 +402,20 @@ def main(arguments: list[str] | None = None) -> None:
                 lr = learning_rate(config, done, steps, epoch)
                 for group in optimizer.param_groups:
                     group["lr"] = lr
-                x = augment(images[picked], numbers[picked], augmentation, size, CROP)
+                x = augment(images[picked], numbers[picked], config, size, CROP)
                 y = F.one_hot(labels[picked], 7).float()
                 v = None if votes is None else votes[picked]
                 if config.mixup:
                     other, keep = partners[picked], float(lambdas[step])
                     # Mirrored numbers give the partner an augmentation of its own.
-                    x2 = augment(images[other], 1 - numbers[picked], augmentation, size, CROP)
+                    x2 = augment(images[other], 1 - numbers[picked], config, size, CROP)
                     x = keep * x + (1 - keep) * x2
                     y = keep * y + (1 - keep) * F.one_hot(labels[other], 7).float()
                     if votes is not None and v is not None:
                         v = keep * v + (1 - keep) * votes[other]
                 y = y * (1 - config.label_smoothing) + config.label_smoothing / 7
-                x = ((x - network.mean) / network.std).contiguous(memory_format=torch.channels_last)
+                x = normalise(x, network.mean, network.std)
+                x = x.contiguous(memory_format=torch.channels_last)
                 with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
                     logits, vote_logits = model(x)
                 loss = soft_loss(logits.float(), y, config.loss)
