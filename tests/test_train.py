@@ -283,6 +283,14 @@ class TestAugment:
         assert 16 < mirrored < 48
         assert len(places) > 15
 
+    def test_numbers_at_the_ends_of_their_range_stay_inside(self) -> None:
+        for end in (0.0, 1.0):
+            numbers = torch.full((64, NUMBERS), end)
+            x = augment(self.images, numbers, Augmentation(crop=True), 44, 44)
+            corner = self.images[:, None, :44, :44] if end == 0 else self.images[:, None, 4:, 4:]
+            expected = corner.flip(-1) if end == 0 else corner
+            assert torch.equal(x, expected.float() / 255)
+
     def test_no_change_asked_is_the_centre_crop_or_its_mirror(self) -> None:
         x = augment(self.images, self.numbers, Augmentation(), 44, 44)
         centre = self.images[:, None, 2:46, 2:46].float() / 255
