@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import engine
 import pytest
 import torch
 import torch.nn.functional as F
@@ -144,17 +145,18 @@ def test_a_full_disk_keeps_the_last_checkpoint(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint.safetensors"
     save_file({"x": torch.ones(3)}, path, {"state": json.dumps({"history": []})})
     code = (
-        "import resource, sys; sys.path.insert(0, 'tools'); import torch, train, pathlib;"
+        "import resource, sys; sys.path.insert(0, 'tools'); import torch, engine;"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (10000, 10000));"
         "import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
-        f"train.save_checkpoint(pathlib.Path({str(path)!r}), {{'x': torch.ones(9999)}}, {{}})"
+        "from pathlib import Path;"
+        f"engine.save_checkpoint(Path({str(path)!r}), {{'x': torch.ones(9999)}}, {{}}, '--resume')"
     )
     failed = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert failed.returncode == 1
     assert "cannot write" in failed.stderr
     assert "--resume" in failed.stderr
     assert "Traceback" not in failed.stderr
-    tensors, _ = train.load_checkpoint(path)
+    tensors, _ = engine.load_checkpoint(path)
     assert torch.equal(tensors["x"], torch.ones(3))
     assert list(tmp_path.iterdir()) == [path]
 
@@ -189,24 +191,24 @@ def test_formula_one_is_binary_cross_entropy_over_softmax_outputs() -> None:
     targets = F.one_hot(torch.tensor([0, 3, 6, 2, 2]), 7).double()
     h = logits.softmax(1)
     by_hand = -(targets * h.log() + (1 - targets) * (1 - h).log()).sum(1).div(7).mean()
-    torch.testing.assert_close(train.soft_loss(logits, targets, "paper"), by_hand)
+    torch.testing.assert_close(engine.soft_loss(logits, targets, "paper"), by_hand)
     extreme = torch.tensor([[200.0, 0, 0, 0, 0, 0, 0]], requires_grad=True)
-    loss = train.soft_loss(extreme, F.one_hot(torch.tensor([1]), 7).float(), "paper")
+    loss = engine.soft_loss(extreme, F.one_hot(torch.tensor([1]), 7).float(), "paper")
     loss.backward()
     assert loss.isfinite()
     assert extreme.grad is not None
     assert extreme.grad.isfinite().all()
-    plain = train.soft_loss(logits, targets, "cross-entropy")
+    plain = engine.soft_loss(logits, targets, "cross-entropy")
     torch.testing.assert_close(plain, -(targets * h.log()).sum(1).mean())
 
 
 def test_recipes_and_schedules() -> None:
     paper, _, _ = train.parse(["--recipe", "paper", "--data", "x", "--out", "/tmp/none"])
     assert (paper.lr, paper.epochs, paper.batch_size, paper.crop) == (0.01, 250, 128, True)
-    rate = [train.learning_rate(paper, 0, 1, epoch) for epoch in (0, 79, 84, 85, 90)]
+    rate = [engine.learning_rate(paper, 0, 1, epoch) for epoch in (0, 79, 84, 85, 90)]
     assert rate == pytest.approx([0.01, 0.01, 0.01, 0.009, 0.0081])
     cosine = train.Config(schedule="cosine", warmup=0.1, lr=1.0)
-    rates = [train.learning_rate(cosine, step, 100, 0) for step in (0, 5, 10, 55, 99)]
+    rates = [engine.learning_rate(cosine, step, 100, 0) for step in (0, 5, 10, 55, 99)]
     assert rates == pytest.approx([0.01, 0.505, 1, 0.5, 0.0003], abs=1e-3)
     assert [train.Config(sizes="32x2,40x1,44").size(epoch) for epoch in range(5)] == [
         32, 32, 40, 44, 44,
@@ -219,7 +221,7 @@ def test_the_average_follows_the_weights() -> None:
         model.weight.fill_(3)
         model.running_mean.fill_(1)
         model.num_batches_tracked.fill_(5)
-    train.update_average(average, model, 0.75)
+    engine.update_average(average, model, 0.75)
     assert average.weight.tolist() == [1.5, 1.5]
     assert average.running_mean.tolist() == [0.25, 0.25]
     assert int(average.num_batches_tracked) == 5

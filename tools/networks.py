@@ -17,10 +17,11 @@ class PlainVGG19(nn.Module):
     layers and no BatchNorm. (N, 1, H, W) with H, W >= 32 to logits (N, 7)."""
 
     mean, std, categories = MEAN, STD, FER2013_CATEGORIES
+    num_classes = len(FER2013_CATEGORIES)
 
     def __init__(self) -> None:
         super().__init__()
-        self.network = vgg19(num_classes=len(FER2013_CATEGORIES))
+        self.network = vgg19(num_classes=self.num_classes)
         self.network.features[0] = nn.Conv2d(1, 64, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:

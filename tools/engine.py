@@ -1,0 +1,410 @@
+"""What every training script here shares: the settings, the step, the checkpoint."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import dataclasses
+import json
+import math
+import os
+import signal
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from augment import NUMBERS, Augmentation, augment
+from fer2013 import VOTES
+from networks import PlainVGG19, share_batch_norm
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from tqdm import tqdm
+from winograd import keep_memory, use_winograd
+
+from ferfacenet import ImprovedVGG19
+from ferfacenet.fast import has_bfloat16
+from ferfacenet.transforms import CROP, SIZE, normalise
+
+
+@dataclass(frozen=True)
+class Settings(Augmentation):
+    """How a network is trained. The defaults are the paper's for FER2013 (its section 4); where
+    the paper is silent they follow the public VGG19 recipe (see docs/paper.md)."""
+
+    pool: str = "max"  # max or avg
+    hidden_features: int = 0  # width of one more fully connected layer; 0 for none
+    dropout: float = 0.5
+    freeze: int = 0  # the first so many of the five blocks stay as they are
+    loss: str = "cross-entropy"  # or paper: formula (1)
+    label_smoothing: float = 0.0
+    mixup: float = 0.0  # alpha of the Beta distribution; 0 for no mixup
+    epochs: int = 250
+    batch_size: int = 128  # over all processes together
+    lr: float = 0.01
+    schedule: str = "step"  # step: times 0.9 every 5 epochs from epoch 80; or cosine
+    warmup: float = 0.0  # share of all steps in which the cosine schedule climbs to lr
+    momentum: float = 0.9
+    nesterov: bool = False
+    weight_decay: float = 5e-4
+    decay_all: bool = True  # biases and BatchNorm too, not the weights alone
+    clip_value: float = 0.1  # each gradient entry is clipped to this; 0 for no clipping
+    clip_norm: float = 0.0  # the whole gradient is clipped to this norm; 0 for no clipping
+    ema: float = 0.0  # decay of the average of the weights that is kept and tested; 0 for none
+    sizes: str = "44"  # side of the training images, as 44, or 32x4,44 for 4 epochs at 32 first
+    crop: bool = True  # only random crops and mirrors, or else the ranges of Augmentation
+    seed: int = 0
+    amp: str = "auto"  # bf16 autocast: auto (where the hardware has it), on, off
+    conv: str = "auto"  # winograd, plain, or auto: winograd on a CPU without bf16
+    device: str = "auto"
+
+    def size(self, epoch: int) -> int:
+        """Side of the training images in ``epoch``, counted from 0."""
+        *early, last = self.sizes.split(",")
+        for part in early:
+            size, epochs = map(int, part.split("x"))
+            if epoch < epochs:
+                return size
+            epoch -= epochs
+        return int(last)
+
+    def device_of(self, rank: int = 0) -> torch.device:
+        """Where to train; ``rank`` counts this machine's processes."""
+        if self.device == "auto":
+            return torch.device(f"cuda:{rank}" if torch.cuda.is_available() else "cpu")
+        return torch.device(self.device)
+
+
+CHOICES = {
+    "pool": ("max", "avg"),
+    "loss": ("cross-entropy", "paper"),
+    "schedule": ("step", "cosine"),
+    "amp": ("auto", "on", "off"),
+    "conv": ("auto", "winograd", "plain"),
+}
+
+
+def add_settings(
+    parser: argparse.ArgumentParser, kind: type[Settings], choices: Mapping[str, tuple[str, ...]]
+) -> None:
+    """A flag for every field of ``kind``; those not given are None."""
+    for field in dataclasses.fields(kind):
+        flag = "--" + field.name.replace("_", "-")
+        if field.type == "bool":
+            parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=None)
+        else:
+            allowed = (CHOICES | dict(choices)).get(field.name)
+            parser.add_argument(flag, type=type(field.default), choices=allowed, default=None)
+
+
+def stop_cleanly() -> None:
+    """Let `kill` raise KeyboardInterrupt, as Ctrl-C does, also where a shell put the run in the
+    background and Ctrl-C is ignored."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
+
+
+class Trainee(nn.Module):
+    """The network with, in training only, a second head that predicts the FER+ votes."""
+
+    def __init__(self, network: ImprovedVGG19 | PlainVGG19, votes: bool) -> None:
+        super().__init__()
+        if votes and isinstance(network, PlainVGG19):
+            raise SystemExit("--arch vgg19 has no place for the votes' head: --votes-weight 0")
+        self.network = network
+        self.votes = None
+        if votes and isinstance(network, ImprovedVGG19):
+            self.votes = nn.Linear(network.num_features, len(VOTES))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        if self.votes is None or not isinstance(self.network, ImprovedVGG19):
+            return self.network(x), None
+        features = self.network.forward_features(x)
+        embedding = self.network.forward_head(features, pre_logits=True)
+        return self.network.forward_head(features), self.votes(embedding)
+
+
+def soft_loss(logits: Tensor, targets: Tensor, kind: str) -> Tensor:
+    """Mean over the batch of the loss between (N, C) logits and target distributions."""
+    if kind == "cross-entropy":
+        return F.cross_entropy(logits, targets)
+    # Formula (1): the binary cross-entropy of each softmax output, averaged over the m
+    # categories. log(1 - h) is taken from the other categories' sum, which stays exact at h = 1.
+    log_h = logits.log_softmax(1)
+    others = torch.stack(
+        [log_h[:, [j for j in range(log_h.shape[1]) if j != i]].logsumexp(1)
+         for i in range(log_h.shape[1])], dim=1
+    )  # fmt: skip
+    return -(targets * log_h + (1 - targets) * others).mean()
+
+
+def learning_rate(settings: Settings, step: int, steps: int, epoch: int) -> float:
+    if settings.schedule == "step":
+        return settings.lr * 0.9 ** max(0, (epoch - 80) // 5)
+    done, warm = step / steps, settings.warmup
+    if done < warm:
+        return settings.lr * (0.01 + 0.99 * done / warm)
+    return settings.lr * 0.5 * (1 + math.cos(math.pi * (done - warm) / (1 - warm)))
+
+
+@torch.no_grad()
+def accuracy(model: ImprovedVGG19 | PlainVGG19, images: Tensor, labels: Tensor, size: int) -> float:
+    """Share of (N, 48, 48) uint8 images that one centre crop gets right."""
+    model.eval()
+    edge = (SIZE - CROP) // 2
+    right = 0
+    for part, truth in zip(images.split(256), labels.split(256), strict=True):
+        x = part[:, None, edge : edge + CROP, edge : edge + CROP].float() / 255
+        if size != CROP:
+            x = F.interpolate(x, size=(size, size), mode="bilinear", antialias=True)
+        x = normalise(x, model.mean, model.std).to(memory_format=torch.channels_last)
+        right += int((model(x).argmax(1) == truth).sum())
+    return right / len(labels)
+
+
+@torch.no_grad()
+def update_average(average: nn.Module, model: nn.Module, decay: float) -> None:
+    for kept, new in zip(average.state_dict().values(), model.state_dict().values(), strict=True):
+        if kept.is_floating_point():
+            kept.lerp_(new, 1 - decay)
+        else:
+            kept.copy_(new)
+
+
+def frozen_layers(network: ImprovedVGG19 | PlainVGG19, blocks: int) -> list[nn.Module]:
+    """The layers of the first ``blocks`` blocks, a block ending with its pooling."""
+    if not 0 <= blocks <= 5 or (blocks and isinstance(network, PlainVGG19)):
+        raise SystemExit(f"--freeze {blocks}: 0 to 5 blocks of --arch improved can be frozen")
+    layers: list[nn.Module] = []
+    if isinstance(network, ImprovedVGG19):
+        for layer in network.features:
+            if not blocks:
+                break
+            layers.append(layer)
+            blocks -= isinstance(layer, nn.MaxPool2d | nn.AvgPool2d)
+    return layers
+
+
+class Trainer:
+    """A network in training on images that lie on its device.
+
+    ``network`` is trained in place; ``average`` is its moving average where there is one, else
+    the network itself, and is what a run is for. ``images`` (N, 48, 48) uint8, ``labels`` (N,)
+    int64, ``votes`` (N, len(VOTES)) float32.
+    """
+
+    def __init__(
+        self,
+        network: ImprovedVGG19 | PlainVGG19,
+        settings: Settings,
+        images: Tensor,
+        labels: Tensor,
+        *,
+        votes: Tensor | None = None,
+        votes_weight: float = 0.0,
+        world: int = 1,
+        rank: int = 0,
+    ) -> None:
+        self.settings, self.world, self.rank = settings, world, rank
+        self.images, self.labels = images, labels
+        self.votes, self.votes_weight = votes, votes_weight
+        self.device = images.device
+        self.steps_an_epoch = len(images) // settings.batch_size
+        if not self.steps_an_epoch:
+            raise SystemExit(f"{len(images)} images do not fill one batch of {settings.batch_size}")
+        if settings.batch_size % world:
+            raise SystemExit(
+                f"a batch of {settings.batch_size} cannot be shared by {world} processes"
+            )
+        on_cpu = self.device.type == "cpu"
+        self.bf16 = settings.amp == "on" or (settings.amp == "auto" and has_bfloat16(self.device))
+        self.network = network
+        self.trainee = Trainee(network, votes is not None).to(self.device)
+        self.trainee.to(memory_format=torch.channels_last)
+        self.frozen = frozen_layers(network, settings.freeze)
+        for layer in self.frozen:
+            layer.requires_grad_(False)
+        if settings.conv == "winograd" or (settings.conv == "auto" and on_cpu and not self.bf16):
+            use_winograd(self.trainee)
+        if on_cpu:
+            keep_memory()
+        if world > 1:
+            share_batch_norm(self.trainee)
+        self.average = copy.deepcopy(network) if settings.ema else network
+        learning = [p for p in self.trainee.parameters() if p.requires_grad]
+        weights = [p for p in learning if p.ndim > 1]
+        others = [p for p in learning if p.ndim == 1]
+        self.parameters = weights + others
+        self.optimizer = torch.optim.SGD(
+            [
+                {"params": weights, "weight_decay": settings.weight_decay},
+                {"params": others, "weight_decay": settings.weight_decay * settings.decay_all},
+            ],
+            lr=settings.lr,
+            momentum=settings.momentum,
+            nesterov=settings.nesterov,
+        )
+        self.model: nn.Module = self.trainee
+        if world > 1:
+            self.model = nn.parallel.DistributedDataParallel(
+                self.trainee,
+                device_ids=None if on_cpu else [self.device],
+                broadcast_buffers=False,
+            )
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All that an epoch leaves for the next, for ``save_checkpoint``."""
+        tensors = prefixed(self.trainee, "trainee.")
+        if self.settings.ema:
+            tensors |= prefixed(self.average, "average.")
+        for index, parameter in enumerate(self.parameters):
+            buffer = self.optimizer.state[parameter]["momentum_buffer"]
+            tensors[f"momentum.{index}"] = buffer.contiguous()
+        return tensors
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Go on from the ``tensors`` of a checkpoint."""
+        load_prefixed(self.trainee, tensors, "trainee.")
+        if self.settings.ema:
+            load_prefixed(self.average, tensors, "average.")
+        for index, parameter in enumerate(self.parameters):
+            momentum = tensors[f"momentum.{index}"].to(self.device)
+            self.optimizer.state[parameter]["momentum_buffer"] = momentum
+
+    def train_epoch(self, epoch: int, bar: tqdm[Any], after_nan: str) -> dict[str, Any]:
+        """Train ``epoch``, counted from 0, and return its line of metrics.jsonl.
+
+        ``after_nan`` ends the message of the SystemExit that a loss which is not finite raises.
+        """
+        settings, network, device, votes = self.settings, self.network, self.device, self.votes
+        classes = network.num_classes
+        # All that is random in an epoch follows from the seed and the epoch, so a resumed
+        # run needs no generator state, and all processes draw the same numbers.
+        seed = settings.seed * 1_000_003 + epoch
+        generator = torch.Generator().manual_seed(seed)
+        count = len(self.images)
+        order = torch.randperm(count, generator=generator).to(device)
+        numbers = torch.rand(count, NUMBERS, generator=generator).to(device)
+        partners = torch.randint(count, (count,), generator=generator).to(device)
+        torch.manual_seed(seed * 97 + self.rank)
+        lambdas = (
+            torch.distributions.Beta(settings.mixup, settings.mixup).sample((self.steps_an_epoch,))
+            if settings.mixup
+            else torch.ones(self.steps_an_epoch)
+        )
+        size, started = settings.size(epoch), time.perf_counter()
+        total_loss = torch.zeros((), device=device)
+        right = torch.zeros((), device=device)
+        lr = settings.lr
+        self.trainee.train()
+        for layer in self.frozen:
+            layer.eval()  # BatchNorm's statistics stay too
+        for step in range(self.steps_an_epoch):
+            begin = step * settings.batch_size
+            picked = order[begin : begin + settings.batch_size][self.rank :: self.world]
+            done = epoch * self.steps_an_epoch + step
+            lr = learning_rate(settings, done, self.steps_an_epoch * settings.epochs, epoch)
+            for group in self.optimizer.param_groups:
+                group["lr"] = lr
+            x = augment(self.images[picked], numbers[picked], settings, size, CROP)
+            y = F.one_hot(self.labels[picked], classes).float()
+            v = None if votes is None else votes[picked]
+            if settings.mixup:
+                other, keep = partners[picked], float(lambdas[step])
+                # Mirrored numbers give the partner an augmentation of its own.
+                x2 = augment(self.images[other], 1 - numbers[picked], settings, size, CROP)
+                x = keep * x + (1 - keep) * x2
+                y = keep * y + (1 - keep) * F.one_hot(self.labels[other], classes).float()
+                if votes is not None and v is not None:
+                    v = keep * v + (1 - keep) * votes[other]
+            y = y * (1 - settings.label_smoothing) + settings.label_smoothing / classes
+            x = normalise(x, network.mean, network.std)
+            x = x.contiguous(memory_format=torch.channels_last)
+            with torch.autocast(device.type, torch.bfloat16, enabled=self.bf16):
+                logits, vote_logits = self.model(x)
+            loss = soft_loss(logits.float(), y, settings.loss)
+            if vote_logits is not None and v is not None:
+                loss = loss + self.votes_weight * F.cross_entropy(vote_logits.float(), v)
+            self.optimizer.zero_grad()
+            loss.backward()
+            if settings.clip_norm:
+                nn.utils.clip_grad_norm_(self.parameters, settings.clip_norm)
+            if settings.clip_value:
+                nn.utils.clip_grad_value_(self.parameters, settings.clip_value)
+            self.optimizer.step()
+            if settings.ema:
+                decay = min(settings.ema, (1 + done) / (10 + done))
+                update_average(self.average, network, decay)
+            total_loss += loss.detach()
+            right += (logits.argmax(1) == self.labels[picked]).sum()
+            if step % 10 == 9 or step == self.steps_an_epoch - 1:
+                current = float(total_loss) / (step + 1)
+                if not math.isfinite(current):
+                    raise SystemExit(f"the loss became {current} in epoch {epoch + 1}; {after_nan}")
+                seen = (step + 1) * len(picked)
+                bar.set_postfix(
+                    epoch=epoch + 1, loss=f"{current:.3f}", acc=f"{float(right) / seen:.3f}",
+                    refresh=False,
+                )  # fmt: skip
+            bar.update(settings.batch_size)
+        sums = torch.stack((total_loss, right))
+        if self.world > 1:
+            dist.all_reduce(sums)
+        seconds = time.perf_counter() - started
+        images = self.steps_an_epoch * settings.batch_size
+        return {
+            "epoch": epoch + 1,
+            "epochs": settings.epochs,
+            "size": size,
+            "lr": lr,
+            "loss": float(sums[0]) / self.steps_an_epoch / self.world,
+            "train_accuracy": float(sums[1]) / images,
+            "seconds": seconds,
+            "images_per_second": images / seconds,
+        }
+
+
+def save_checkpoint(
+    path: Path, tensors: dict[str, Tensor], state: dict[str, Any], again: str
+) -> None:
+    """Write so that a kill at any moment leaves the old file or the new one, whole. ``again`` is
+    the command that goes on, for the message where the disk is full."""
+    temporary = path.with_suffix(".tmp")
+    try:
+        save_file(tensors, temporary, {"state": json.dumps(state)})
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except (OSError, SafetensorError) as error:
+        temporary.unlink(missing_ok=True)
+        raise SystemExit(
+            f"cannot write {path}: {error}\nThe checkpoint of the epoch before is whole; make "
+            f"room and go on with: {again}"
+        ) from error
+
+
+def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    try:
+        with safe_open(path, "pt") as file:
+            state = json.loads(file.metadata()["state"])
+            names = list(file.keys())
+            return {name: file.get_tensor(name) for name in names}, state
+    except FileNotFoundError:
+        raise SystemExit(f"{path.parent} holds no checkpoint to resume from") from None
+    except (SafetensorError, KeyError, ValueError, OSError) as error:
+        raise SystemExit(f"{path} is torn or not a checkpoint: {error}") from error
+
+
+def prefixed(module: nn.Module, prefix: str) -> dict[str, Tensor]:
+    return {prefix + name: value.contiguous() for name, value in module.state_dict().items()}
+
+
+def load_prefixed(module: nn.Module, tensors: Mapping[str, Tensor], prefix: str) -> None:
+    module.load_state_dict(
+        {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+    )
