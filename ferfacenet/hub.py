@@ -17,7 +17,8 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
@@ -61,6 +62,7 @@ _BUNDLED = Path(__file__).with_name("weights")
 
 _ELSEWHERE = "name another place with cache_dir=... or HF_HOME"
 _REINSTALL = "reinstall it: pip install --force-reinstall ferfacenet"
+_LONGEST = 1000  # characters of an error that quotes a file
 _CHUNK = 1 << 20  # bytes read, hashed and copied at a time, from the processor's cache
 _PICKLES = {".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle", ".tar"}
 
@@ -128,8 +130,10 @@ class WeightsConfig:
             raise ValueError("metrics is not a table of finite numbers")
         _check_model_args(self.model_args)
         names = self.categories
-        if not isinstance(names, tuple) or not all(isinstance(n, str) and n for n in names):
-            raise ValueError("categories is not a list of names")
+        if not isinstance(names, tuple) or not all(
+            isinstance(n, str) and n and n.isprintable() for n in names
+        ):
+            raise ValueError("categories is not a list of names that can be printed")
         if len(set(names)) != len(names) or len(names) != self.model_args["num_classes"]:
             raise ValueError(
                 f"categories has {len(set(names))} different names, "
@@ -386,13 +390,14 @@ class _HubRepo:
             if self.local_files_only and not isinstance(found, str):
                 raise LocalEntryNotFoundError("local_files_only is set")
             if not isinstance(found, str):
-                found = huggingface_hub.hf_hub_download(
-                    self.repo,
-                    file,
-                    revision=self.revision,
-                    cache_dir=self.cache_dir,
-                    token=self.token,
-                )
+                with _checked_answers():
+                    found = huggingface_hub.hf_hub_download(
+                        self.repo,
+                        file,
+                        revision=self.revision,
+                        cache_dir=self.cache_dir,
+                        token=self.token,
+                    )
             path = Path(found)
         # The client lets errors of its transport through, and which transport that is
         # (requests, httpx, httpx2) depends on its version: so all are caught, none is hidden.
@@ -439,6 +444,8 @@ class _HubRepo:
         answer = getattr(error.__cause__ or error, "response", None)
         status = getattr(answer, "status_code", None)
         login = "pass token=... or set HF_TOKEN to a token that may read it"
+        if isinstance(error, _UnsafeAnswerError):
+            return f"{error}; do not trust {constants.ENDPOINT}"
         if isinstance(error, errors.GatedRepoError):
             return (
                 f"it is gated; accept its terms at {constants.ENDPOINT}/{self.repo}, then {login}"
@@ -480,6 +487,48 @@ class _HubRepo:
         return f'python -c "{code}"'
 
 
+class _UnsafeAnswerError(Exception):
+    """A Hub's answer that could lead outside of the cache."""
+
+
+_answers_lock = threading.Lock()
+
+
+@contextlib.contextmanager
+def _checked_answers() -> Iterator[None]:
+    """While inside, the client takes no answer whose etag or commit is not one plain file name.
+
+    It names files of its cache by them as they come (huggingface_hub 2.4.0), also in a refusal,
+    so that a server's ``../`` would lead outside. Asking once more beforehand would not do: the
+    server may then answer otherwise. Other threads' downloads are checked too meanwhile.
+    """
+    from huggingface_hub import file_download
+
+    def checked(*arguments: Any, **settings: Any) -> Any:
+        try:
+            answer = asked(*arguments, **settings)
+        except Exception as error:
+            headers = getattr(getattr(error, "response", None), "headers", {})
+            _check_names(commit=headers.get("X-Repo-Commit"))
+            raise
+        _check_names(etag=answer.etag, commit=answer.commit_hash)
+        return answer
+
+    with _answers_lock:
+        asked = file_download.get_hf_file_metadata
+        file_download.get_hf_file_metadata = checked
+        try:
+            yield
+        finally:
+            file_download.get_hf_file_metadata = asked
+
+
+def _check_names(**names: str | None) -> None:
+    for what, name in names.items():
+        if name is not None and not re.fullmatch(r"\w[\w.-]{0,127}", name, re.ASCII):
+            raise _UnsafeAnswerError(f"the answer's {what} is {name[:100]!a}, no plain name")
+
+
 def _locate(
     name: str | os.PathLike[str], revision: str | None, **hub: Any
 ) -> tuple[_Source, _Registered | None]:
@@ -501,6 +550,8 @@ def _locate(
     if tag and revision is not None and tag != revision:
         raise ValueError(f"two revisions are given, {tag!r} and {revision!r}")
     revision = tag or revision
+    if revision and (".." in revision or revision.startswith("/")):  # Git has no such names
+        raise WeightsError(f"{revision!a} is no revision; name a branch, a tag or a commit")
     if registered is None:
         return _HubRepo(base, revision, **hub), None
     entry = _REGISTRY[registered]
@@ -535,7 +586,9 @@ def _refuse_pickle(path: Path) -> None:
 
 
 def _refuse(source: _Source, path: Path, error: Exception) -> NoReturn:
-    message = f"{path}: {error}"
+    # It may quote the file, whose words are not to reach a terminal as they are.
+    said = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(error)[:_LONGEST])
+    message = f"{path}: {said}"
     if isinstance(error, ValueError):
         damaged = isinstance(error, _DamagedError)
         message += f"; {source.discard() if damaged else source.remedy}"
@@ -545,7 +598,10 @@ def _refuse(source: _Source, path: Path, error: Exception) -> NoReturn:
 def _read_config(source: _Source, entry: _Registered | None) -> WeightsConfig:
     path = source.fetch(CONFIG_FILE)
     try:
-        data = path.read_bytes()
+        with path.open("rb") as file:
+            data = file.read(_CHUNK + 1)
+        if len(data) > _CHUNK:
+            raise _DamagedError(f"it is larger than {_CHUNK >> 20} MiB")
         if entry:
             _check_sha256(hashlib.sha256(data).hexdigest(), entry.config_sha256)
         return WeightsConfig.from_json(data)

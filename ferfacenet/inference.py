@@ -79,19 +79,19 @@ def predict_proba(
     batches = _prepared(model, images, max(1, batch_size // _VIEWS[tta]))
     with torch.no_grad(), closing(batches), _forward(model, precision) as forward:
         for batch in batches:
-            views = _views(batch, tta)
-            logits = torch.cat([forward(part) for part in views.flatten(0, 1).split(batch_size)])
+            crops = views(batch, tta)
+            logits = torch.cat([forward(part) for part in crops.flatten(0, 1).split(batch_size)])
             if logits.ndim != 2:
                 raise ValueError(f"the model must return (N, C) logits, got {logits.ndim}-D")
             probabilities = torch.softmax(logits / temperature, dim=1)
-            rows.append(probabilities.unflatten(0, views.shape[:2]).mean(0))
+            rows.append(probabilities.unflatten(0, crops.shape[:2]).mean(0))
         if not rows:
             # The model itself says how many columns its empty answer has.
             return forward(torch.zeros(0, 1, CROP, CROP, device="cpu")).cpu()
         return torch.cat(rows).cpu()
 
 
-def _views(batch: Tensor, tta: TTA | None) -> Tensor:
+def views(batch: Tensor, tta: TTA | None) -> Tensor:
     """(N, 1, 48, 48) to the views of each image, (views, N, 1, h, w)."""
     if tta == "ten_crop":
         return ten_crop(batch)

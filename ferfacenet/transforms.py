@@ -6,7 +6,9 @@ import contextlib
 import io
 import math
 import os
+import re
 import stat
+import struct
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypeAlias
 
@@ -23,12 +25,23 @@ if TYPE_CHECKING:
 #: Side of the prepared image and of its crops in pixels (the paper's sections 3 and 4.1).
 SIZE, CROP = 48, 44
 
-#: Most pixels a picture may have. Phones' 50 megapixels (8160x6120) pass; the limit keeps what one
-#: call takes under 1 GB, whatever size a file claims to be.
+#: Most pixels a picture may have. Phones' 50 megapixels (8160x6120) pass; this and the limits below
+#: keep a process that reads one file under 1 GB, PyTorch's own 0.5 GB included
+#: (tests/test_robustness.py).
 MAX_PIXELS = 48 * 2**20
 
 #: Most bytes an encoded picture may have.
-MAX_BYTES = 2**28
+MAX_BYTES = 64 * 2**20
+
+# What the decoders of these formats hold of a picture at a time is two to four times what the
+# others hold.
+_MAX_PIXELS_OF = {"WEBP": 20 * 2**20, "JPEG2000": 16 * 2**20, "AVIF": 28 * 2**20}
+# Limits of what else a small file could ask of a decoder. JPEG: the pixels of a picture in several
+# scans, of which all coefficients are held, and the pixels gone through, scan by scan. JPEG 2000:
+# tiles. TIFF: pixels of one tile. PPM: bytes of the variants that Pillow reads in Python, which
+# take it seconds a megabyte.
+_MAX_SCANNED, _MAX_SCANS = 28 * 2**20, 2**32
+_MAX_TILES, _MAX_TILE, _MAX_TEXT = 4096, 2**22, 2**21
 
 #: What one image may be; :func:`preprocess` says how each is read.
 Image: TypeAlias = (
@@ -251,6 +264,8 @@ def _from_bytes(data: bytes, name: str) -> Tensor:
         raise ValueError(f"{name}: is larger than {MAX_BYTES >> 20} MiB")
     PIL.Image.init()
     formats = [known for known in _FORMATS if known in PIL.Image.OPEN]
+    if data[:2] in (b"P1", b"P2", b"P3"):
+        _check_text(data, name)
     try:
         opened = PIL.Image.open(io.BytesIO(data), formats=formats)
     except PIL.UnidentifiedImageError as error:
@@ -260,13 +275,85 @@ def _from_bytes(data: bytes, name: str) -> Tensor:
     except Exception as error:  # decoders raise nearly anything on broken data
         raise ValueError(f"{name}: cannot be read as an image ({error})") from error
     with opened:
+        _check_size(opened.height, opened.width, name, opened.format)
+        _check_effort(opened, data, name)
+        del data  # a large one need not stand beside its pixels
         return _from_pil(opened, name)
+
+
+def _check_effort(image: PIL.Image.Image, data: bytes, name: str) -> None:
+    """Raises ValueError if the file asks much more of its decoder than its pixels account for."""
+    asks: str | None = None
+    if image.format in ("JPEG", "MPO") and _in_scans(data, len(image.getbands())):
+        pixels = image.width * image.height
+        if pixels > _MAX_SCANNED:
+            asks = f"{_MAX_SCANNED >> 20} Mi pixels in several scans"
+        elif data.count(b"\xff\xda") * pixels > _MAX_SCANS:
+            asks = f"{_MAX_SCANS // pixels} scans"
+    elif image.format == "JPEG2000" and _tiles(data) > _MAX_TILES:
+        asks = f"{_MAX_TILES} tiles"
+    elif image.format == "TIFF" and _tile_pixels(data) > _MAX_TILE:
+        asks = f"{_MAX_TILE >> 20} Mi pixels in one tile"
+    elif image.format == "PPM" and any(part[0] != "raw" for part in getattr(image, "tile", ())):
+        _check_text(data, name)
+    if asks:
+        raise ValueError(f"{name}: has more than {asks}; save it anew")
+
+
+def _check_text(data: bytes, name: str) -> None:
+    if len(data) > _MAX_TEXT:
+        raise ValueError(
+            f"{name}: is larger than {_MAX_TEXT >> 20} MiB, for a PPM that is not of raw bytes"
+        )
+
+
+def _in_scans(data: bytes, components: int) -> bool:
+    """Whether a JPEG comes in several scans; also if its segments do not follow each other."""
+    at = 2
+    while data[at : at + 1] == b"\xff" and data[at + 1 : at + 2] != b"\xda":
+        if data[at + 1 : at + 2] in (b"\xc2", b"\xc6", b"\xca", b"\xce"):  # progressive
+            return True
+        if data[at + 1 : at + 2] == b"\xff":  # padding
+            at += 1
+        else:
+            at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return data[at + 4 : at + 5] != bytes([components])
+
+
+def _tiles(data: bytes) -> int:
+    """The most tiles of any JPEG 2000 picture in the data: each takes 7 kB, empty or not."""
+    most = 1
+    for found in re.finditer(rb"\xff\x4f\xff\x51....(.{32})", data, re.DOTALL):
+        right, bottom, _, _, width, height, left, top = struct.unpack(">8I", found[1])
+        if width and height:
+            most = max(most, -(-(right - left) // width) * -(-(bottom - top) // height))
+    return most
+
+
+def _tile_pixels(data: bytes) -> int:
+    """Pixels of one tile of a TIFF's first picture, of which libtiff holds one as a whole. Taken
+    from the file, since of several entries with one tag Pillow and libtiff pick different ones."""
+    order = "<" if data[:2] == b"II" else ">"
+    big = 43 in data[2:4]
+    first, count, entry, size = ("Q", "Q", "HHQQ", 8) if big else ("I", "H", "HHII", 4)
+    sides = {322: 0, 323: 0}  # TileWidth and TileLength
+    with contextlib.suppress(struct.error):  # it ends there, or points outside of itself
+        (at,) = struct.unpack_from(order + first, data, 8 if big else 4)
+        (entries,) = struct.unpack_from(order + count, data, at)
+        at += struct.calcsize(order + count)
+        for place in range(at, at + min(entries, 2**16) * (12 + big * 8), 12 + big * 8):
+            tag, kind, _, value = struct.unpack_from(order + entry, data, place)
+            if tag in sides:
+                if kind == 3:  # 16 bits, at the beginning of the value's place
+                    (value,) = struct.unpack_from(order + "H", data, place + 4 + size)
+                sides[tag] = max(sides[tag], value)
+    return sides[322] * sides[323]
 
 
 def _from_pil(image: PIL.Image.Image, name: str) -> Tensor:
     import numpy as np
 
-    _check_size(image.height, image.width, name)
+    _check_size(image.height, image.width, name, image.format)
     try:
         image.load()
         white = _white(image)
@@ -389,12 +476,14 @@ def _from_tensor(tensor: Tensor, name: str) -> Tensor:
     return _checked(tensor.detach().cpu(), name)
 
 
-def _check_size(height: int, width: int, name: str) -> None:
+def _check_size(height: int, width: int, name: str, kind: str | None = None) -> None:
     if height < 1 or width < 1:
         raise ValueError(f"{name}: is empty ({width}x{height} pixels)")
-    if height * width > MAX_PIXELS:
+    limit = min(MAX_PIXELS, _MAX_PIXELS_OF.get(kind or "", MAX_PIXELS))
+    if height * width > limit:
+        of = f" for a {kind}" if limit < MAX_PIXELS else ""
         raise ValueError(
-            f"{name}: {width}x{height} pixels are more than {MAX_PIXELS >> 20} Mi; shrink it first"
+            f"{name}: {width}x{height} pixels are more than {limit >> 20} Mi{of}; shrink it first"
         )
 
 
@@ -411,7 +500,8 @@ def _checked(x: Tensor, name: str) -> Tensor:
                 f"{name}: float pixels must be in [0, 1], these go from {low:g} to {high:g}; "
                 "divide them by their white, or give them as uint8"
             )
-        x = x.clamp(0, 1)
+        if low < 0 or high > 1:  # a copy of a large one costs memory
+            x = x.clamp(0, 1)
     return x if x.shape[0] in (1, 3) else _on_white(x)
 
 

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 from conftest import ROOT
 from PIL import Image
 
-from ferfacenet import ImprovedVGG19, predict_proba, save_pretrained
+from ferfacenet import ImprovedVGG19, faces, predict_proba, save_pretrained
 from ferfacenet.cli import main
 
 PHOTO = ROOT / "docs" / "images" / "astronaut.jpg"
@@ -220,3 +221,30 @@ def test_a_closed_pipe_and_help_are_no_tracebacks(weights: Path, crop: Path) -> 
     shown = subprocess.run([*command, "--help"], capture_output=True, text=True, cwd=ROOT)
     assert shown.returncode == 0
     assert "examples:" in shown.stdout
+
+
+@pytest.mark.parametrize(("align", "status"), [("auto", 0), ("always", 1)])
+def test_without_the_detector(
+    align: str, status: int, weights: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setattr(faces, "_local", threading.local())  # forgets its detectors
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    photo = tmp_path / "photo.png"  # not square, or it might be a face crop
+    Image.open(PHOTO).crop((0, 0, 500, 400)).save(photo)
+    command = ["--align", align, "--tta", "none", "--weights", str(weights), str(photo)]
+    assert main(command) == status
+    said = capsys.readouterr()
+    assert "ferfacenet[faces]" in said.err
+    assert ("taking the centre square" in said.err) == (status == 0)
+    assert len(said.out.splitlines()) == (8 if status == 0 else 0)
+
+
+def test_an_interrupt_is_no_traceback(
+    crop: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ferfacenet.cli.predict_proba", interrupt)
+    assert main(["--weights", str(weights), str(crop)]) == 130

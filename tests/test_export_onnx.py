@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -121,6 +122,29 @@ def test_nothing_is_written_if_the_check_fails(
     with pytest.raises(RuntimeError, match="they differ"):
         export_onnx.main(["--out", str(tmp_path / "face.onnx")])
     assert not list(tmp_path.iterdir())
+
+
+def test_a_reader_that_goes_early_is_no_error(
+    tmp_path: Path,
+) -> None:
+    """As in ``export_onnx.py | head -1``: the file is whole, and nothing is said on stderr."""
+    code = """
+import export_onnx
+export_onnx.load_pretrained = lambda _: None
+export_onnx.export = lambda *_: b"the file"
+export_onnx.check = lambda *_: 0.0
+export_onnx.main(["--out", "face.onnx"])
+"""
+    reading, writing = os.pipe()
+    os.close(reading)
+    path = os.pathsep.join([str(ROOT / "tools"), str(ROOT), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, stdout=writing, stderr=subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": path}, text=True,
+    )  # fmt: skip
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "face.onnx").read_bytes() == b"the file"
 
 
 def test_the_snippet_is_fifteen_lines_of_numpy_pillow_and_onnxruntime(written: Written) -> None:

@@ -1322,3 +1322,121 @@ def test_read_only_cache(server: HubServer, whole: dict[str, torch.Tensor]) -> N
             if path.is_dir():
                 path.chmod(0o755)
         shutil.rmtree(home)
+
+
+# --- what a Hub's answer may name ----------------------------------------------------------
+
+EVIL = ["../../../evil", "/{there}/evil", "a/b", "..", "."]
+
+
+def outside(tmp_path: Path, cache: Path) -> list[Path]:
+    return [path for path in tmp_path.rglob("*") if cache not in (path, *path.parents)]
+
+
+@pytest.mark.parametrize("evil", EVIL)
+@pytest.mark.parametrize("after", [0, 1])
+def test_an_etag_cannot_lead_outside_the_cache(
+    server: HubServer, cache: Path, tmp_path: Path, evil: str, after: int
+) -> None:
+    """Neither at the first answer nor at one after a good one."""
+    header = {"ETag": f'"{evil.format(there=tmp_path)}"'}
+    faults = [Fault()] * after + [Fault(headers=header)] * 20
+    if after:
+        load_pretrained(REPO)
+        server.add(REPO, {CONFIG_FILE: server.repos[REPO].commits[
+            server.repos[REPO].branches["main"]][CONFIG_FILE] + b" "})  # fmt: skip
+        faults = faults[1:]
+    server.fail("HEAD", CONFIG_FILE, *faults)
+    with pytest.raises(WeightsError, match="etag is .*no plain name; do not trust"):
+        load_pretrained(REPO)
+    assert outside(tmp_path, cache) == []
+
+
+@pytest.mark.parametrize("evil", EVIL)
+def test_the_linked_etag_of_large_files_neither(
+    server: HubServer, cache: Path, tmp_path: Path, evil: str
+) -> None:
+    header = {"X-Linked-Etag": f'"{evil.format(there=tmp_path)}"'}
+    server.fail("HEAD", WEIGHTS_FILE, *[Fault(headers=header)] * 20)
+    with pytest.raises(WeightsError, match="etag is .*no plain name; do not trust"):
+        load_pretrained(REPO)
+    assert outside(tmp_path, cache) == []
+
+
+@pytest.mark.parametrize("evil", EVIL)
+@pytest.mark.parametrize("status", [None, 404])
+def test_the_commit_of_an_answer_or_a_refusal_neither(
+    server: HubServer, cache: Path, tmp_path: Path, evil: str, status: int | None
+) -> None:
+    """The client notes that a commit has no such file in a file of its own."""
+    headers = {"X-Repo-Commit": evil.format(there=tmp_path)}
+    if status:
+        headers["X-Error-Code"] = "EntryNotFound"
+    server.fail("HEAD", CONFIG_FILE, *[Fault(status=status, headers=headers)] * 20)
+    with pytest.raises(WeightsError, match="commit is .*no plain name; do not trust"):
+        load_pretrained(REPO)
+    assert outside(tmp_path, cache) == []
+
+
+def test_the_guard_is_gone_afterwards(server: HubServer, cache: Path) -> None:
+    from huggingface_hub import file_download
+
+    before = file_download.get_hf_file_metadata
+    load_pretrained(REPO)
+    with pytest.raises(WeightsError):
+        load_pretrained("tester/nothing")
+    assert file_download.get_hf_file_metadata is before
+
+
+@pytest.mark.parametrize("revision", ["../../../evil", "/tmp/evil", "a/../../b"])
+def test_a_revision_cannot_lead_outside_the_cache(
+    server: HubServer, cache: Path, tmp_path: Path, revision: str
+) -> None:
+    for name, given_revision in ((REPO, revision), (f"{REPO}@{revision}", None)):
+        with pytest.raises(WeightsError, match="is no revision"):
+            load_pretrained(name, revision=given_revision)
+    assert server.requests == []
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- what a bad file may put into an error -------------------------------------------------
+
+
+def test_names_in_a_file_reach_no_terminal_as_they_are(folder: Path) -> None:
+    """Found by tools/fuzz.py."""
+    edit_config(folder, **{"\x1b[2J\x7f": 1})
+    with pytest.raises(WeightsError) as caught:
+        load_pretrained(folder)
+    assert str(caught.value).isprintable()
+    edit_config(folder, **{"\x1b[2J\x7f": ..., "x" * 100_000: 1})
+    with pytest.raises(WeightsError) as caught:
+        load_pretrained(folder)
+    assert len(str(caught.value)) < 2000
+
+
+@pytest.mark.parametrize("name", ["\x1b[31mred", "\ud800", "a\nb", "\x00"])
+def test_categories_are_printable(name: str, folder: Path) -> None:
+    names = [name, *FER2013_CATEGORIES[1:]]
+    edit_config(folder, categories=names)
+    with pytest.raises(WeightsError, match="categories is not a list of names that can be printed"):
+        load_pretrained(folder)
+
+
+def test_a_config_without_end_is_not_read_to_it(folder: Path) -> None:
+    with (folder / CONFIG_FILE).open("ab") as file:
+        file.truncate(2**40)
+    with pytest.raises(WeightsError, match="larger than 1 MiB"):
+        load_pretrained(folder)
+
+
+def test_hashes_are_compared_in_full(folder: Path) -> None:
+    sha256 = json.loads((folder / CONFIG_FILE).read_text())["weights_sha256"]
+    for place in (0, 31, 63):
+        other = "1" if sha256[place] == "0" else "0"
+        edit_config(folder, weights_sha256=sha256[:place] + other + sha256[place + 1 :])
+        with pytest.raises(WeightsError, match="sha256"):
+            load_pretrained(folder)
+    for short in (sha256[:63], sha256[:8], "", sha256.upper()):
+        edit_config(folder, weights_sha256=short)
+        with pytest.raises(WeightsError, match="not 64 hex digits"):
+            load_pretrained(folder)

@@ -16,10 +16,13 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(scope="module")
 def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The sources as an archive holds them, unzipped."""
+    """The sources as an archive holds them, scripts, documents and tests included, unzipped."""
     folder = tmp_path_factory.mktemp("archive")
+    paths = [ROOT / "hubconf.py", ROOT / "pyproject.toml", ROOT / "README.md"]
+    for name in ("ferfacenet", "tools", "docs", "tests"):
+        paths += sorted((ROOT / name).rglob("*.*"))
     with zipfile.ZipFile(folder / "source.zip", "w") as packed:
-        for path in [ROOT / "hubconf.py", *sorted((ROOT / "ferfacenet").rglob("*"))]:
+        for path in paths:
             if path.is_file() and path.suffix != ".pyc":
                 packed.write(path, Path("ferfacenet-0.1.0") / path.relative_to(ROOT))
     with zipfile.ZipFile(folder / "source.zip") as packed:

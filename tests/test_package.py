@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
 import re
 import shutil
 import subprocess
@@ -79,12 +81,19 @@ def test_the_wheel_carries_weights_and_types_and_nothing_else(tmp_path: Path) ->
     for name in ("ferfacenet", "tools", "tests", "docs"):
         ignore = shutil.ignore_patterns("__pycache__", "*.png", "*.jpg")
         shutil.copytree(ROOT / name, source / name, ignore=ignore)
-    subprocess.run(
-        [sys.executable, "-m", "pip", "wheel", "--no-deps", "-q", "-w", str(tmp_path), str(source)],
-        check=True,
-    )
-    (wheel,) = tmp_path.glob("*.whl")
+    environment = os.environ | {"SOURCE_DATE_EPOCH": "1764000000"}
+    for time in ("once", "again"):
+        command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "-q", str(source)]
+        command += ["-w", str(tmp_path / time)]
+        subprocess.run(command, check=True, env=environment)
+        for path in source.rglob("*"):
+            path.touch()
+    (wheel,) = (tmp_path / "once").glob("*.whl")
+    assert wheel.read_bytes() == (tmp_path / "again" / wheel.name).read_bytes()
     assert wheel.stat().st_size < 100e6  # PyPI's limit
+    if importlib.util.find_spec("twine"):
+        check = [sys.executable, "-m", "twine", "check", "--strict", str(wheel)]
+        subprocess.run(check, check=True)
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
         archive.extractall(tmp_path / "site")

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 
@@ -35,3 +37,9 @@ def test_faces_and_boxes_must_go_together() -> None:
     for rows, boxes in ((torch.zeros(0, 7), []), (torch.rand(2, 7), [(0.0, 0.0, 1.0, 1.0)])):
         with pytest.raises(ValueError, match="do not go together"):
             plot_probabilities(torch.rand(3, 48, 48), rows, FER2013_CATEGORIES, boxes)
+
+
+def test_without_matplotlib_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(ImportError, match=r"pip install 'ferfacenet\[plot\]'"):
+        plot_probabilities(torch.zeros(1, 4, 4), torch.ones(1, 1), ["one"])

@@ -375,6 +375,8 @@ def save_checkpoint(
     """Write so that a kill at any moment leaves the old file or the new one, whole. ``again`` is
     the command that goes on, for the message where the disk is full."""
     temporary = path.with_suffix(".tmp")
+    for left in path.parent.glob(".tmp*"):  # safetensors' own, where it was killed while writing
+        left.unlink()
     try:
         save_file(tensors, temporary, {"state": json.dumps(state)})
         with temporary.open("rb+") as file:

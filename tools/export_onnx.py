@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import sys
 import warnings
 from pathlib import Path
 
@@ -23,7 +25,7 @@ from torch import Tensor, nn
 
 from ferfacenet import ImprovedVGG19, load_pretrained, predict_proba
 from ferfacenet.hub import write_atomically
-from ferfacenet.inference import TTA, _views
+from ferfacenet.inference import TTA, views
 from ferfacenet.transforms import SIZE, normalise
 
 SNIPPET = Path(__file__).parents[1] / "docs" / "examples" / "onnx_face.py"
@@ -43,10 +45,10 @@ class Probabilities(nn.Module):
         self.model, self.tta = model, tta
 
     def forward(self, faces: Tensor) -> Tensor:
-        views = _views(faces, self.tta)
-        logits: Tensor = self.model(views.flatten(0, 1))
+        crops = views(faces, self.tta)
+        logits: Tensor = self.model(crops.flatten(0, 1))
         rows = torch.softmax(logits / self.model.temperature, dim=1)
-        means: Tensor = rows.unflatten(0, (len(views), -1)).mean(0)
+        means: Tensor = rows.unflatten(0, (len(crops), -1)).mean(0)
         return means
 
 
@@ -121,11 +123,15 @@ def main(arguments: list[str] | None = None) -> None:
     data = export(model, tta)
     worst = check(data, model, tta)
     write_atomically(options.out, data)
-    print(
+    said = (
         f"{options.out}: {len(data) / 1e6:.1f} MB; at batch {', '.join(map(str, BATCHES))} it "
         f"differs from PyTorch by at most {worst:.2g}.\n"
         f"To read a face with it (python snippet.py {options.out} face.jpg):\n\n{snippet()}"
     )
+    try:
+        print(said, flush=True)
+    except BrokenPipeError:  # the reader, head for instance, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":
