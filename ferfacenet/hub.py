@@ -57,6 +57,11 @@ _REGISTRY: dict[str, _Registered] = {
         size=40162340,
         config_sha256="cf281060f222d36752a43936a684b1b13cc8a979f1bf41fce36e4e0c31965b0a",
     ),
+    "ckplus": _Registered(
+        sha256="d5476ea9000a9f5f4df98d4e6401e5374a2643a7ab6bc866c2ccedbe93f95a05",
+        size=40162340,
+        config_sha256="6590f545f6072a2484322f6d9865e95a377c46f911ed8122653facafacb1babb",
+    ),
 }
 _BUNDLED = Path(__file__).with_name("weights")
 

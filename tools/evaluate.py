@@ -21,9 +21,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from fer2013 import SPLITS, Faces, load
-from figures import plot_confusion, plot_reliability
+from figures import plot_reliability
 from scipy.optimize import minimize_scalar
-from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+from scores import per_class, save_confusion
 from torch import Tensor
 from tqdm import tqdm
 
@@ -130,19 +130,8 @@ def evaluate(model: ImprovedVGG19, faces: Faces, split: str) -> tuple[dict[str, 
         result["ece"][name] = calibration(found.double().numpy(), part.labels)[0]
         if name == "ten_crop":
             probabilities = found
-    precision, recall, f1, support = precision_recall_fscore_support(
-        part.labels, probabilities.argmax(1).numpy(), labels=range(len(names)), zero_division=0
-    )
-    result["macro_f1"] = float(f1.mean())
-    result["per_class"] = {
-        name: {
-            "recall": float(recall[index]),
-            "precision": float(precision[index]),
-            "f1": float(f1[index]),
-            "support": int(support[index]),
-        }
-        for index, name in enumerate(names)
-    }
+    predicted = probabilities.argmax(1).tolist()
+    result |= per_class(part.labels.tolist(), predicted, names)
     return result, probabilities
 
 
@@ -188,14 +177,8 @@ def main(arguments: list[str] | None = None) -> None:
     result["command"] = shlex.join(["python", "tools/evaluate.py", *(arguments or sys.argv[1:])])
 
     options.out.mkdir(parents=True, exist_ok=True)
-    names = list(result["per_class"])
-    counts = confusion_matrix(
-        part.labels, probabilities.argmax(1).numpy(), labels=range(len(names))
-    )
-    plot_confusion(counts, names, options.out / "confusion.png")
-    rows = [",".join(["true\\predicted", *names])]
-    rows += [",".join([name, *map(str, row)]) for name, row in zip(names, counts, strict=True)]
-    write_atomically(options.out / "confusion.csv", ("\n".join(rows) + "\n").encode())
+    predicted = probabilities.argmax(1).tolist()
+    save_confusion(part.labels.tolist(), predicted, list(result["per_class"]), options.out)
     error, bins = calibration(probabilities.double().numpy(), part.labels)
     title = f"{options.split}, ten crops: calibration error {error:.3f}"
     plot_reliability(bins, title, options.out / "reliability.png")

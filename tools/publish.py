@@ -63,15 +63,12 @@ Data licence: {dataset_license}
 
 ## Figures
 
-{split}, {images} images ({images_deduplicated} whose pixels do not also occur in the training
-images), temperature {temperature}, measured by
+{split}, {images}, temperature {temperature}, measured by
 
 ```sh
 {command}
 ```
 
-| Views | Accuracy | Without duplicates | Calibration error |
-|---|---|---|---|
 {accuracies}
 
 Per class, ten crops (macro F1 {macro_f1}):
@@ -106,7 +103,8 @@ def model_card(name: str, config: WeightsConfig, evaluation: dict[str, Any]) -> 
     Args:
         name: decides the data set and the repository that the card names.
         config: the weights' config.
-        evaluation: what tools/evaluate.py writes as evaluation.json.
+        evaluation: what tools/evaluate.py writes as evaluation.json, or
+            tools/ckplus_kfold.py as result.json.
 
     Raises:
         ValueError: the config does not say what the weights were trained on, how they were
@@ -141,13 +139,16 @@ def model_card(name: str, config: WeightsConfig, evaluation: dict[str, Any]) -> 
             metric_args={"tta": tta},
         )
 
+    # Folds have no duplicates to leave out: they hold each image once.
+    fresh: dict[str, float] = evaluation.get("accuracy_deduplicated", {})
+    shown = [tta for tta in TTAS if tta in evaluation["accuracy"]]
     results = []
-    for tta in TTAS:
-        whole, fresh = evaluation["accuracy"][tta], evaluation["accuracy_deduplicated"][tta]
-        results += [
-            result("accuracy", f"Accuracy ({tta})", whole, tta),
-            result("accuracy", f"Accuracy ({tta}, without duplicates)", fresh, tta),
-        ]
+    for tta in shown:
+        whole = evaluation["accuracy"][tta]
+        results.append(result("accuracy", f"Accuracy ({tta})", whole, tta))
+        if fresh:
+            title = f"Accuracy ({tta}, without duplicates)"
+            results.append(result("accuracy", title, fresh[tta], tta))
     results.append(result("f1", "Macro F1 (ten_crop)", evaluation["macro_f1"], "ten_crop"))
     data = ModelCardData(
         library_name="ferfacenet",
@@ -159,11 +160,20 @@ def model_card(name: str, config: WeightsConfig, evaluation: dict[str, Any]) -> 
         model_name=repo.rpartition("/")[2],
         eval_results=results,
     )
-    accuracies = [
-        f"| {title} | {evaluation['accuracy'][tta]:.2%} | "
-        f"{evaluation['accuracy_deduplicated'][tta]:.2%} | {evaluation['ece'][tta]:.3f} |"
-        for tta, title in TTAS.items()
-    ]
+    images, columns = f"{evaluation['images']:,} images", ["Views", "Accuracy"]
+    if fresh:
+        images += (
+            f" ({evaluation['images_deduplicated']:,} whose pixels do not also occur in the "
+            "training\nimages)"
+        )
+        columns.append("Without duplicates")
+    columns.append("Calibration error")
+    accuracies = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
+    for tta in shown:
+        row = [TTAS[tta], f"{evaluation['accuracy'][tta]:.2%}"]
+        row += [f"{fresh[tta]:.2%}"] if fresh else []
+        row.append(f"{evaluation['ece'][tta]:.3f}")
+        accuracies.append(f"| {' | '.join(row)} |")
     classes = [
         f"| {category} | {of['recall']:.1%} | {of['precision']:.1%} | {of['f1']:.1%} | "
         f"{of['support']} |"
@@ -178,8 +188,7 @@ def model_card(name: str, config: WeightsConfig, evaluation: dict[str, Any]) -> 
         dataset_license=config.dataset_license,
         license=config.license,
         split=split,
-        images=f"{evaluation['images']:,}",
-        images_deduplicated=f"{evaluation['images_deduplicated']:,}",
+        images=images,
         temperature=config.temperature,
         command=evaluation["command"],
         accuracies="\n".join(accuracies),
@@ -279,7 +288,7 @@ def main(arguments: list[str] | None = None) -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     card = commands.add_parser("card", help="write README.md of a weights folder")
     card.add_argument("folder", type=Path)
-    card.add_argument("evaluation", type=Path, help="evaluation.json of tools/evaluate.py")
+    card.add_argument("evaluation", type=Path, help="evaluation.json or result.json")
     register = commands.add_parser("register", help="print the entry for ferfacenet/hub.py")
     register.add_argument("folder", type=Path)
     send = commands.add_parser("upload", help="put registered weights on the Hub")
