@@ -166,7 +166,7 @@ def test_two_processes_train_as_one(tiny: Path, tmp_path: Path) -> None:
     # with every step of a network this deep.
     options = [
         "--data", str(tiny), "--batch-size", "6", "--epochs", "2", "--sizes", "32",
-        "--votes-weight", "0", "--dropout", "0", "--device", "cpu", "--lr", "0.003",
+        "--votes-weight", "0", "--dropout", "0", "--device", "cpu", "--lr", "0.001",
     ]  # fmt: skip
     train.main([*options, "--out", str(tmp_path / "one")])
     subprocess.run(
