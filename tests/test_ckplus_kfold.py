@@ -280,8 +280,10 @@ def test_wrong_arguments_are_named(
         with pytest.raises(SystemExit):
             ckplus_kfold.main(arguments)
         assert message in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="--n-folds 10: n_splits=10 cannot be greater"):
+        ckplus_kfold.main([*data, *new])
     with pytest.raises(SystemExit, match="--init nowhere: "):
-        ckplus_kfold.main([*data, *new, "--init", "nowhere"])
+        ckplus_kfold.main([*data, *new, "--n-folds", "3", "--init", "nowhere"])
 
 
 # --- from other weights --------------------------------------------------------------------

@@ -97,11 +97,16 @@ def make_folds(frames: Frames, protocol: str, count: int, seed: int) -> npt.NDAr
     """The fold, 0 to ``count`` - 1, that tests each frame, (N,)."""
     if protocol == "all":
         return np.full(len(frames.names), -1)
-    kind = StratifiedKFold if protocol == "random" else StratifiedGroupKFold
+    by_subject = protocol == "subject"
+    kind = StratifiedGroupKFold if by_subject else StratifiedKFold
     splitter = kind(count, shuffle=True, random_state=seed)
+    groups = frames.subjects if by_subject else None
     folds = np.full(len(frames.names), -1)
-    for fold, (_, test) in enumerate(splitter.split(frames.names, frames.labels, frames.subjects)):
-        folds[test] = fold
+    try:
+        for fold, (_, test) in enumerate(splitter.split(frames.names, frames.labels, groups)):
+            folds[test] = fold
+    except ValueError as error:
+        raise SystemExit(f"--n-folds {count}: {error}") from error
     return folds
 
 
