@@ -37,7 +37,7 @@ from engine import (
     Settings,
     Trainer,
     add_settings,
-    load_checkpoint,
+    resume_from,
     save_checkpoint,
     stop_cleanly,
 )
@@ -196,9 +196,9 @@ def summarise(
     (N, 10, 7), each of a network that did not see the image; ``ece`` is the calibration error
     of each half of the images at the temperature of the other half.
     """
-    true, _ = indices(rows)
+    true, predicted = indices(rows)
     labels = torch.tensor(true)
-    right = np.array([row["true"] == row["predicted"] for row in rows])
+    right = np.equal(true, predicted)
     fold = np.array([row["fold"] for row in rows])
     by_fold = [float(right[fold == number].mean()) for number in sorted(set(fold))]
     centre = logits[:, CENTRE].argmax(1) == labels
@@ -218,7 +218,7 @@ def summarise(
                 "single": cross_fitted_ece(logits[:, CENTRE : CENTRE + 1], labels),
             },
         }
-        | per_class(*indices(rows), CATEGORIES)
+        | per_class(true, predicted, CATEGORIES)
         | {"command": command}
     )
 
@@ -306,16 +306,11 @@ def main(arguments: list[str] | None = None) -> None:
     tensors, begin = None, 0
     logits = torch.empty(0, 10, len(CATEGORIES))  # of the ten crops of each of rows
     if resumed and checkpoint.exists():
-        tensors, state = load_checkpoint(checkpoint)
-        if state["fingerprint"] != fingerprint:
-            raise SystemExit(
-                f"{config.data} has changed since {checkpoint} was written: go on with the data "
-                "it was trained on, or start a new run"
-            )
+        tensors, state = resume_from(checkpoint, fingerprint, config.data)
         rows, history, begin, command = (
             state[key] for key in ("rows", "history", "fold", "command")
         )
-        logits = tensors.get("logits", logits)
+        logits = tensors["logits"]
     else:
         out.mkdir(parents=True, exist_ok=True)
         text = json.dumps(dataclasses.asdict(config), indent=2)

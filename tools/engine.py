@@ -402,6 +402,19 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise SystemExit(f"{path} is torn or not a checkpoint: {error}") from error
 
 
+def resume_from(
+    path: Path, fingerprint: str, data: str
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The checkpoint ``path``, if it was trained on the data with this ``fingerprint``."""
+    tensors, state = load_checkpoint(path)
+    if state["fingerprint"] != fingerprint:
+        raise SystemExit(
+            f"{data} has changed since {path} was written: go on with the data "
+            "it was trained on, or start a new run"
+        )
+    return tensors, state
+
+
 def prefixed(module: nn.Module, prefix: str) -> dict[str, Tensor]:
     return {prefix + name: value.contiguous() for name, value in module.state_dict().items()}
 

@@ -28,7 +28,7 @@ from engine import (
     Trainer,
     accuracy,
     add_settings,
-    load_checkpoint,
+    resume_from,
     save_checkpoint,
     stop_cleanly,
 )
@@ -171,12 +171,7 @@ def main(arguments: list[str] | None = None) -> None:
     checkpoint = out / "checkpoint.safetensors"
     again = f"python tools/train.py --resume {out}"
     if resumed and checkpoint.exists():
-        tensors, state = load_checkpoint(checkpoint)
-        if state["fingerprint"] != fingerprint:
-            raise SystemExit(
-                f"{config.data} has changed since {checkpoint} was written: go on with the data "
-                "it was trained on, or start a new run"
-            )
+        tensors, state = resume_from(checkpoint, fingerprint, config.data)
         history = state["history"]
         trainer.load(tensors)
     if rank == 0:
