@@ -35,9 +35,9 @@ _BLOCKS = (2, 2, 4, 4, 4)  # convolutions per block
 # Measured: on a CPU the first three blocks run on about so many views at a time; their maps
 # then stay in the cache, and their memory is reused and not asked of the system anew.
 _SPLIT, _PART = 3, 16
-# Measured: from so many views on, and up to this side of a map, Winograd's fewer products
-# outweigh its larger weights.
-_BATCHED, _LARGEST = 8, 12
+# Measured: Winograd's form pays up to this side of a map. Its weights are up to 2.8 times as
+# large, which on the small maps, up to the other side, more views have to share.
+_LARGEST, _SMALL = 12, 6
 # What _source looks at, besides the tensors.
 _SETTINGS = (
     "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode", "eps", "ceil_mode",
@@ -246,7 +246,8 @@ class _Network:
         self._linears = [
             tuple(t.detach().to(torch.float32, copy=True) for t in pair) for pair in source.linears
         ]
-        self._layouts: dict[tuple[Any, ...], tuple[Tensor, Tensor]] = {}
+        self._layouts: dict[tuple[Any, ...], _Weights] = {}
+        self._choices: dict[tuple[Any, ...], _Weights] = {}
         self._lock = threading.Lock()
 
     def is_of(self, modules: list[nn.Module]) -> bool:
@@ -289,22 +290,30 @@ class _Network:
 
     def _direct(self, x: Tensor, block: range, model: nn.Module) -> Tensor:
         """One block by the library's convolutions."""
-        side, dtype = len(x), x.dtype
-        packed = x.device.type == "cpu" and _can_prepack(dtype)
         x = x.permute(2, 3, 0, 1).contiguous(memory_format=torch.channels_last)
+        n, _, side, _ = x.shape
+        on_cpu, dtype = x.device.type == "cpu", x.dtype
+        # bfloat16 on a CPU without it: its numbers, multiplied and summed in float32 as a CPU
+        # with it does, 5 times as fast as PyTorch's own stopgap.
+        wide = torch.float32 if on_cpu and not _can_prepack(dtype) else dtype
+        packed = on_cpu and _can_prepack(wide)
+        # What oneDNN's choice of a layout depends on.
+        case = (n, side, torch.get_num_threads()) if packed else ()
 
         def arrange(weight: Tensor, bias: Tensor) -> _Weights:
-            weight = weight.to(dtype)
+            weight, bias = weight.to(dtype).to(wide), bias.to(dtype).to(wide)
             if packed:
-                return _prepack(weight, side), bias.to(dtype)
-            return weight.contiguous(memory_format=torch.channels_last), bias.to(dtype)
+                return _prepack(weight, n, side), bias
+            return weight.contiguous(memory_format=torch.channels_last), bias
 
         for index in block:
-            weight, bias = self._layout((index, dtype, packed, side), arrange, model)
+            weight, bias = self._layout((index, dtype, *case), arrange, model)
+            x = x.to(wide)
             if packed:
                 x = _packed_conv(x, weight, bias)
             else:
                 x = F.conv2d(x, weight, bias, padding=1).relu_()
+            x = x.to(dtype)
         x = F.avg_pool2d(x, 2) if self._averages else F.max_pool2d(x, 2)
         return x.permute(2, 3, 0, 1)
 
@@ -330,15 +339,21 @@ class _Network:
                     source = _source(model)
                     if source is None:
                         raise RuntimeError("the model was changed while it was in use")
-                    found = self._layouts[key] = arrange(*source.layers[key[0]].folded())
+                    found = arrange(*source.layers[key[0]].folded())
+                    if found[0].is_mkldnn:
+                        # oneDNN's choices differ for few of the cases; what is equal is held once.
+                        choice = (*key[:2], _description(found[0]))
+                        found = self._choices.setdefault(choice, found)
+                    self._layouts[key] = found
         return found
 
 
 def _gains(x: Tensor, n: int) -> bool:
     """Whether a map (side, side, N, C) goes faster in Winograd's form."""
-    if x.device.type != "cpu" or x.dtype != torch.float32:
+    if x.device.type != "cpu" or x.dtype != torch.float32 or len(x) > _LARGEST:
         return False
-    return len(x) == 2 or (len(x) <= _LARGEST and n >= _BATCHED)
+    least = 1 if len(x) == 2 else 4 if len(x) <= _SMALL else 2
+    return n >= least
 
 
 def _middle(a: Tensor, b: Tensor) -> Tensor:
@@ -377,9 +392,10 @@ def _probes(tensors: list[Tensor]) -> list[Tensor]:
 # for granted: _can_prepack tries them out, and without them F.conv2d does the same, slower.
 
 
-def _prepack(weight: Tensor, side: int) -> Tensor:
-    """A weight in the layout that oneDNN chooses for maps of that side."""
-    inputs = [1, weight.shape[1], side, side]
+def _prepack(weight: Tensor, n: int, side: int) -> Tensor:
+    """A weight in the layout that oneDNN chooses for n maps of that side. With one chosen for
+    other maps, some are computed 30 times as slowly."""
+    inputs = [n, weight.shape[1], side, side]
     reorder: Any = torch._C._nn.mkldnn_reorder_conv2d_weight
     packed: Tensor = reorder(weight.to_mkldnn(), [1, 1], [1, 1], [1, 1], 1, inputs)
     return packed
@@ -391,6 +407,11 @@ def _packed_conv(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         x, weight, bias, [1, 1], [1, 1], [1, 1], 1, "relu", [None], ""
     )
     return y
+
+
+def _description(packed: Tensor) -> tuple[int, ...]:
+    """A prepacked weight's layout."""
+    return tuple(torch.ops.mkldnn._get_mkldnn_serialized_md(packed).tolist())
 
 
 def _can_prepack(dtype: torch.dtype) -> bool:
@@ -407,7 +428,9 @@ def _prepacked_agrees(dtype: torch.dtype) -> bool:
     want = F.conv2d(x, weight, bias, padding=1).relu_()
     try:
         with torch.no_grad():
-            got = _packed_conv(x.to(dtype), _prepack(weight.to(dtype), 5), bias.to(dtype)).float()
+            packed = _prepack(weight.to(dtype), 1, 5)
+            got = _packed_conv(x.to(dtype), packed, bias.to(dtype)).float()
+            _description(packed)
     except Exception:  # an operator that is not there or has changed may raise anything
         return False
     # Whole numbers: exact in float32, and rounded once in bfloat16.

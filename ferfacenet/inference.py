@@ -26,7 +26,7 @@ TTA: TypeAlias = Literal["ten_crop", "flip"]
 _VIEWS = {"ten_crop": 10, "flip": 2, None: 1}
 
 # Threads that prepare images while the model is busy with the ones before.
-_WORKERS = 4
+_WORKERS = min(16, 2 * (os.cpu_count() or 1))
 
 
 def predict_proba(

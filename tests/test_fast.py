@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import copy
-import csv
 import gc
 import io
 import itertools
-import json
-import lzma
 import pickle
 import threading
 import weakref
@@ -18,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import fer2013
 import pytest
 import torch
 from test_inference import faces, lively
@@ -34,9 +31,14 @@ from ferfacenet.transforms import normalise
 CPU = torch.device("cpu")
 
 
-@pytest.fixture
-def vgg() -> ImprovedVGG19:
+@pytest.fixture(scope="module")
+def original() -> ImprovedVGG19:
     return lively(ImprovedVGG19()).eval()
+
+
+@pytest.fixture
+def vgg(original: ImprovedVGG19) -> ImprovedVGG19:
+    return copy.deepcopy(original)
 
 
 def plain(model: nn.Module, x: Tensor) -> Tensor:
@@ -143,18 +145,8 @@ def test_bfloat16_is_close(vgg: ImprovedVGG19) -> None:
 
 def test_bfloat16_decides_as_float32_on_public_test(fer2013_csv: Path) -> None:
     model = load_pretrained("fer2013")
-    folder = Path(fast.__file__).parent / "weights" / "fer2013"
-    accuracy = json.loads((folder / "config.json").read_text())["metrics"]
-    if not accuracy:
-        pytest.skip("needs trained weights; the bundled ones are not")
-    images = []
-    with lzma.open(fer2013_csv, "rt") as file:
-        for row in csv.DictReader(file):
-            if row["Usage"].strip() == "PublicTest":
-                images.append(np.array(row["pixels"].split(), dtype=np.float32).reshape(1, 48, 48))
-                if len(images) == 200:
-                    break
-    x = normalise(torch.from_numpy(np.stack(images)) / 255, model.mean, model.std)
+    images = fer2013.load(fer2013_csv).split("PublicTest").images[:200]
+    x = normalise(torch.tensor(images)[:, None].float() / 255, model.mean, model.std)
     narrow = predict_proba(model, x, tta=None, precision="bfloat16")
     wide = predict_proba(model, x, tta=None, precision="float32")
     assert (narrow - wide).abs().max() <= 0.03
@@ -355,8 +347,32 @@ def test_weights_are_laid_out_once(vgg: ImprovedVGG19, folds: list[Any]) -> None
         predict_proba(vgg, faces(1), tta=None)
     assert len(folds) == 16
     for _ in range(2):
-        predict_proba(vgg, faces(3))
-    assert len(folds) == 16 + 8, "only blocks 3 and 4 need another layout for many views"
+        predict_proba(vgg, faces(1))
+    assert len(folds) == 16 + 12, "blocks 1 and 2 for ten views, 3 and 4 in Winograd's form"
+
+
+def test_equal_layouts_are_held_once(vgg: ImprovedVGG19) -> None:
+    for n in range(1, 18):
+        fastly(vgg, faces(n)[:, :, :44, :44])
+    held = {
+        weight.data_ptr() if not weight.is_mkldnn else id(weight): weight.numel() * 4
+        for weight, _ in fast._networks[vgg]._layouts.values()
+    }
+    own = sum(p.numel() * 4 for p in vgg.parameters())
+    assert sum(held.values()) < 2.5 * own, "the direct form and Winograd's, each once"
+
+
+def test_every_number_of_threads_has_its_layout(vgg: ImprovedVGG19) -> None:
+    x = faces(2)
+    want = plain(vgg, x)
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            for n in (1, 2):
+                torch.testing.assert_close(fastly(vgg, x[:n]), want[:n], atol=1e-5, rtol=0)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def test_sixteen_threads_share_one_layout(vgg: ImprovedVGG19, folds: list[Any]) -> None:
