@@ -29,6 +29,20 @@ _VIEWS = {"ten_crop": 10, "flip": 2, None: 1}
 _WORKERS = min(16, 2 * (os.cpu_count() or 1))
 
 
+_predicted = threading.Event()  # in this process, or in one that it was forked from
+
+
+def _in_a_forked_process() -> None:
+    """OpenMP's threads are not in the child of a process that used them, and it would wait for
+    them for ever: one thread, as torch's own DataLoader has it in its workers."""
+    if _predicted.is_set():
+        torch.set_num_threads(1)
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows, which does not fork
+    os.register_at_fork(after_in_child=_in_a_forked_process)
+
+
 def predict_proba(
     model: nn.Module,
     images: Image | Iterable[Image] | Tensor,
@@ -74,6 +88,7 @@ def predict_proba(
         raise ValueError(f"batch_size must be an integer of at least 1, got {batch_size!r}")
     if precision not in ("auto", "float32", "bfloat16"):
         raise ValueError(f"precision must be 'auto', 'float32' or 'bfloat16', got {precision!r}")
+    _predicted.set()
     temperature = float(getattr(model, "temperature", 1.0))
     rows = []
     batches = _prepared(model, images, max(1, batch_size // _VIEWS[tta]))

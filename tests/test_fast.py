@@ -8,6 +8,7 @@ import io
 import itertools
 import pickle
 import threading
+import time
 import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -132,6 +133,27 @@ def test_the_winograd_forms_are_exact_identities() -> None:
             padded = F.pad(x, (1, 1)) if form == 1 else x
             want = F.conv1d(padded[None, None], taps[None, None])[0, 0]
             torch.testing.assert_close(c @ ((b @ taps) * (a @ x)), want, atol=1e-15, rtol=0)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 10])
+def test_takes_less_processor_time_than_the_model(vgg: ImprovedVGG19, n: int) -> None:
+    """One thread's time, the least of several in turn: other work on the machine hardly counts."""
+    if not fast._can_prepack(torch.float32):
+        pytest.skip("this PyTorch has no prepacked convolution")
+    x = faces(n)
+    ours, threads = fast_forward(vgg, "float32"), torch.get_num_threads()
+    assert ours is not None
+    taken: dict[Callable[[Tensor], Any], list[float]] = {partial(plain, vgg): [], ours: []}
+    torch.set_num_threads(1)
+    try:
+        for call in [*taken] * 6:
+            start = time.thread_time()
+            call(x)
+            taken[call].append(time.thread_time() - start)
+    finally:
+        torch.set_num_threads(threads)
+    slow, quick = map(min, taken.values())
+    assert quick < slow / 1.1
 
 
 # bfloat16 ------------------------------------------------------------------------------------
