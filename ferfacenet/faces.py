@@ -198,14 +198,17 @@ def _as_bgr(pixels: Tensor) -> Array:
     input silently finds nothing, and gray raises."""
     import numpy as np
 
-    if pixels.dtype != torch.uint8:
-        white = 65535.0 if pixels.dtype == torch.uint16 else 1.0
-        pixels = (pixels.to(torch.float32) * (255 / white)).round().to(torch.uint8)
-    _, height, width = pixels.shape
-    picture = np.empty((height, width, 3), np.uint8)
-    for place, channel in enumerate(pixels.expand(3, -1, -1).numpy()[::-1]):
-        picture[:, :, place] = channel
-    return picture
+    white = {torch.uint8: 255.0, torch.uint16: 65535.0}.get(pixels.dtype, 1.0)
+
+    def as_bytes(channel: Tensor) -> Array:
+        if channel.dtype != torch.uint8:
+            channel = (channel.to(torch.float32) * (255 / white)).round_().to(torch.uint8)
+        narrow: Array = channel.numpy()
+        return narrow
+
+    # One channel at a time: a whole large photo in float32 would take a gigabyte.
+    channels = [as_bytes(channel) for channel in pixels]
+    return np.stack(channels[::-1] if len(channels) == 3 else channels * 3, axis=2)
 
 
 def _detect(picture: Array) -> list[Array]:

@@ -356,6 +356,33 @@ calls = [
 ]
 """
 
+WIDE = """
+import json, sys, torch
+from pathlib import Path
+from ferfacenet import faces
+
+def peak():
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) * 1024
+
+faces._as_bgr(torch.rand(3, 64, 64))
+photo = torch.full((3, 3000, 4000), 0.5)
+if sys.argv[1] == "uint16":
+    photo = (photo * 65535).to(torch.uint16)
+before = peak()
+picture = faces._as_bgr(photo)
+print(json.dumps([peak() - before, picture.nbytes, picture[-1, -1].tolist()]))
+"""
+
+
+@pytest.mark.parametrize("dtype", ["float32", "uint16"])
+def test_looking_for_faces_does_not_hold_large_photos_in_float(dtype: str) -> None:
+    pytest.importorskip("cv2", reason="needs the faces extra")
+    grown, size, pixel = run(WIDE, dtype)
+    assert pixel in ([127] * 3, [128] * 3)
+    assert grown < 4.5 * size  # with all channels in float32 at once, over seven
+
+
 THREADS = (
     CALLS
     + """
