@@ -561,17 +561,19 @@ def peers(run: Run) -> list[Row]:
 def bfloat16(run: Run) -> list[Row]:
     """What bfloat16 changes in the answers on PublicTest"""
     public = load(run.settings.data).split("PublicTest")
-    x = prepare(run.model, public.images)[: run.settings.limit]
-    labels = torch.tensor(public.labels)[: run.settings.limit]
+    images, labels = prepare(run.model, public.images), torch.tensor(public.labels)
     rows: list[Row] = []
     for tta in MODES:
+        x = images[: run.settings.limit] if tta == "ten_crop" else images
         answers: dict[str, list[Tensor]] = {"float32": [], "bfloat16": []}
         for part in tqdm(x.split(120), desc=f"bfloat16, tta={tta!r}", leave=False):
             for precision, parts in answers.items():
                 parts.append(predict_proba(run.model, part, tta=tta, precision=precision))  # type: ignore[arg-type]
         wide, narrow = (torch.cat(parts) for parts in answers.values())
         same = wide.argmax(1) == narrow.argmax(1)
-        right = [100 * float((p.argmax(1) == labels).double().mean()) for p in (wide, narrow)]
+        right = [
+            100 * float((p.argmax(1) == labels[: len(x)]).double().mean()) for p in (wide, narrow)
+        ]
         rows.append(
             {
                 "tta": str(tta),
@@ -666,7 +668,7 @@ def main(arguments: list[str] | None = None) -> None:
         help="evaluation.json of tools/evaluate.py, for the accuracies")
     add("--plot", type=Path, metavar="PNG", help="accuracy against time; needs --evaluation")
     add("--data", type=Path, help="FER2013, for the section bfloat16")
-    add("--limit", type=int, help="so many PublicTest images only, not all")
+    add("--limit", type=int, help="bfloat16: with ten crops, so many PublicTest images only")
     add("--peers", action="store_true", help="time other packages too: those installed of fer, "
         "onnxruntime (with onnxscript), torchvision")
     add("--threads", type=int, help="of PyTorch; by default its own choice")
