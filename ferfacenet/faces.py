@@ -198,7 +198,7 @@ def _as_bgr(pixels: Tensor) -> Array:
     input silently finds nothing, and gray raises."""
     import numpy as np
 
-    white = {torch.uint8: 255.0, torch.uint16: 65535.0}.get(pixels.dtype, 1.0)
+    white = 65535.0 if pixels.dtype == torch.uint16 else 1.0
 
     def as_bytes(channel: Tensor) -> Array:
         if channel.dtype != torch.uint8:

@@ -11,6 +11,14 @@ import pytest
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared" / "data"
 
+#: ``peak()`` for code that another Python runs: the most bytes that its process has held. Not
+#: getrusage's, which begins with the peak of the process that started it.
+PEAK = """
+def peak():
+    with open("/proc/self/status") as file:
+        return int(file.read().split("VmHWM:")[1].split()[0]) * 1024
+"""
+
 
 @pytest.fixture(scope="session")
 def fer2013_csv() -> Path:

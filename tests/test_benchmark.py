@@ -41,7 +41,7 @@ def test_the_limit_is_the_longer_of_computing_and_reading() -> None:
     assert limits.seconds(model, 3, 44) == pytest.approx(3)
 
 
-@pytest.mark.parametrize("tta", benchmark.MODES)
+@pytest.mark.parametrize("tta", benchmark.TTAS.values())
 def test_plain_is_the_same_prediction(tta: Any) -> None:
     model, x = lively(ImprovedVGG19()).eval(), faces(3)
     want = predict_proba(model, x, tta=tta)

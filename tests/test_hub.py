@@ -22,6 +22,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import PEAK
 from hub_server import Fault, HubServer, etag
 
 from ferfacenet import hub
@@ -659,9 +660,8 @@ def test_bundled_weights_need_neither_network_nor_hub_client(tmp_path: Path) -> 
 def test_loading_costs_little_more_than_reading(saved: Path) -> None:
     """Each measurement is the first in a forked process, since memory that was used before is
     cheap, and of one thread's processor time, which the machine's other work changes little."""
-    code = f"""
+    code = f"""{PEAK}
 import os, time
-from pathlib import Path
 import torch
 from ferfacenet.hub import load_pretrained
 
@@ -676,11 +676,6 @@ def plain():
 
 def load():
     return load_pretrained(folder)
-
-def peak():
-    # Not getrusage's, which begins with the peak of the process that ran this one.
-    status = Path("/proc/self/status").read_text()
-    return int(status.split("VmHWM:")[1].split()[0]) * 1024
 
 def measured(call):
     receive, send = os.pipe()

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import PEAK, ROOT
 from PIL import Image
 
 #: What one process may grow by, in MiB: with the 516 that PyTorch itself takes, 1 GB.
@@ -172,16 +172,13 @@ def write_corpus(folder: Path) -> None:
     (folder / "secret.png").chmod(0)
 
 
-READ = """
+READ = (
+    PEAK
+    + """
 import json, os, signal, sys, time
 from pathlib import Path
 import numpy as np, torch
 from ferfacenet import preprocess
-
-def peak():
-    # Not getrusage's, which begins with what the parent process had at its peak.
-    status = Path("/proc/self/status").read_text()
-    return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
 preprocess(np.zeros((99, 98), np.uint8), align=False)
 found, before = {}, peak()
@@ -201,8 +198,9 @@ for path in sorted(Path(sys.argv[1]).iterdir()):
         os.seteuid(0)
     signal.alarm(0)
     found[path.name] = kind, said, time.process_time() - start
-print(json.dumps([found, peak() - before]))
+print(json.dumps([found, (peak() - before) / 2**20]))
 """
+)
 
 
 @pytest.fixture
@@ -356,14 +354,11 @@ calls = [
 ]
 """
 
-WIDE = """
+WIDE = (
+    PEAK
+    + """
 import json, sys, torch
-from pathlib import Path
 from ferfacenet import faces
-
-def peak():
-    status = Path("/proc/self/status").read_text()
-    return int(status.split("VmHWM:")[1].split()[0]) * 1024
 
 faces._as_bgr(torch.rand(3, 64, 64))
 photo = torch.full((3, 3000, 4000), 0.5)
@@ -373,6 +368,7 @@ before = peak()
 picture = faces._as_bgr(photo)
 print(json.dumps([peak() - before, picture.nbytes, picture[-1, -1].tolist()]))
 """
+)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "uint16"])

@@ -49,6 +49,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from engine import Settings, Trainer, soft_loss
+from evaluate import TTAS, prepare
 from fer2013 import VOTES, load
 from PIL import Image
 from torch import Tensor
@@ -60,10 +61,6 @@ from ferfacenet import ImprovedVGG19, load_pretrained, predict_proba
 from ferfacenet.fast import has_bfloat16
 from ferfacenet.hub import write_atomically
 from ferfacenet.inference import TTA, views
-from ferfacenet.transforms import normalise
-
-#: Each ``tta`` mode, with its name in the evaluation of tools/evaluate.py.
-MODES: dict[TTA | None, str] = {"ten_crop": "ten_crop", "flip": "flip", None: "single"}
 
 Image8: TypeAlias = npt.NDArray[np.uint8]
 Calls: TypeAlias = Mapping[str, Callable[[], object]]
@@ -169,10 +166,6 @@ def ours_arrays(model: ImprovedVGG19, images: Image8, tta: TTA | None) -> Tensor
 
 def plain_files(model: ImprovedVGG19, files: Sequence[str], tta: TTA | None) -> Tensor:
     return plain_arrays(model, np.stack([np.asarray(Image.open(file)) for file in files]), tta)
-
-
-def prepare(model: ImprovedVGG19, images: Image8) -> Tensor:
-    return normalise(torch.tensor(images)[:, None].float() / 255, model.mean, model.std)
 
 
 def random_faces(n: int) -> Image8:
@@ -391,13 +384,11 @@ def tta_modes(run: Run) -> list[Row]:
     found: dict[str, Any] = json.loads(evaluation.read_text()) if evaluation else {}
     x = prepare(model, random_faces(min(128, run.largest)))
     one, many = (
-        run.time(
-            {name: partial(predict_proba, model, some, tta=tta) for tta, name in MODES.items()}
-        )
+        run.time({name: partial(predict_proba, model, some, tta=tta) for name, tta in TTAS.items()})
         for some in (x[:1], x)
     )
     rows: list[Row] = []
-    for tta, name in MODES.items():
+    for name, tta in TTAS.items():
         shape = views(x[:1], tta).shape
         row: Row = {
             "tta": str(tta),
@@ -536,7 +527,7 @@ def peers(run: Run) -> list[Row]:
     """Other packages on the same 48x48 arrays, to probabilities"""
     images = random_faces(min(128, run.largest))
     calls: dict[str, Callable[[Image8], object]] = {
-        f"ours, tta={tta!r}": partial(ours_arrays, run.model, tta=tta) for tta in MODES
+        f"ours, tta={tta!r}": partial(ours_arrays, run.model, tta=tta) for tta in TTAS.values()
     }
     calls["plain, one crop"] = partial(plain_arrays, run.model, tta=None)
     absent: list[Row] = []
@@ -563,7 +554,7 @@ def bfloat16(run: Run) -> list[Row]:
     public = load(run.settings.data).split("PublicTest")
     images, labels = prepare(run.model, public.images), torch.tensor(public.labels)
     rows: list[Row] = []
-    for tta in MODES:
+    for tta in TTAS.values():
         x = images[: run.settings.limit] if tta == "ten_crop" else images
         answers: dict[str, list[Tensor]] = {"float32": [], "bfloat16": []}
         for part in tqdm(x.split(120), desc=f"bfloat16, tta={tta!r}", leave=False):

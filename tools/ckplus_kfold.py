@@ -36,12 +36,12 @@ from ckplus import CATEGORIES, Frames, load
 from engine import (
     Settings,
     Trainer,
-    add_settings,
+    parse_run,
     resume_from,
     save_checkpoint,
     stop_cleanly,
 )
-from evaluate import calibrated, crop_logits, cross_fitted_ece, fit_temperature, prepare
+from evaluate import calibrated, crop_logits, cross_fitted_ece, fit_temperature, prepare, quoted
 from scores import per_class, save_confusion
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 from torch import Tensor, nn
@@ -229,10 +229,7 @@ def save_weights(model: ImprovedVGG19, config: Config, folder: Path, images: int
     if config.result:
         result = json.loads(Path(config.result).read_text())
         model.temperature = result["temperature"]
-        metrics = {
-            f"{result['split']} {tta} accuracy": round(value, 5)
-            for tta, value in result["accuracy"].items()
-        }
+        metrics = quoted(result)
         selected += (
             f" The figures are those of {result['split']}: of networks trained in the same way, "
             "each tested on the part of the frames that it had not seen. The temperature was "
@@ -254,32 +251,16 @@ def parse(arguments: list[str] | None) -> tuple[Config, Path, Path | None, bool]
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--recipe", choices=RECIPES, default="release", help="where to start from")
-    parser.add_argument("--out", type=Path, help="folder of the run, new or empty")
-    parser.add_argument("--resume", type=Path, metavar="RUN", help="go on with the run in a folder")
     parser.add_argument("--folds", type=Path, metavar="CSV", help="folds.csv of another run")
-    add_settings(parser, Config, {"protocol": ("random", "subject", "all")})
-    given = vars(parser.parse_args(arguments))
-    recipe, out = given.pop("recipe"), given.pop("out")
-    resume, folds = given.pop("resume"), given.pop("folds")
-    settings = {name: value for name, value in given.items() if value is not None}
-    if resume:
-        if out or folds or settings:
-            parser.error("--resume takes all its settings from the run")
-        try:
-            saved = json.loads((resume / "config.json").read_text())
-        except FileNotFoundError:
-            parser.error(f"{resume} holds no config.json, so it is no run of this script")
-        folds = resume / "folds.csv"
-        return Config(**saved), resume, folds if folds.exists() else None, True
-    if not out or "data" not in settings:
-        parser.error("--data and --out are needed (or --resume)")
-    if out.exists() and any(out.iterdir()):
-        parser.error(f"{out} is not empty: give another --out, or --resume {out}")
-    for name in ("data", "result"):  # --resume may be called from another folder
-        if name in settings:
-            settings[name] = str(Path(settings[name]).resolve())
-    config = dataclasses.replace(Config(**RECIPES[recipe]), **settings)
+    config, out, resumed, besides = parse_run(
+        parser, arguments, Config, RECIPES,
+        choices={"protocol": ("random", "subject", "all")},
+        paths=("data", "result"),
+    )  # fmt: skip
+    if resumed:
+        folds = out / "folds.csv"
+        return config, out, folds if folds.exists() else None, True
+    folds = besides["folds"]
     if folds and config.protocol == "all":
         parser.error("--protocol all has no folds")
     if config.result and (config.protocol != "all" or not Path(config.result).is_file()):

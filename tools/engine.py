@@ -13,7 +13,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -80,6 +80,8 @@ class Settings(Augmentation):
         return torch.device(self.device)
 
 
+Config = TypeVar("Config", bound=Settings)
+
 CHOICES = {
     "pool": ("max", "avg"),
     "loss": ("cross-entropy", "paper"),
@@ -100,6 +102,61 @@ def add_settings(
         else:
             allowed = (CHOICES | dict(choices)).get(field.name)
             parser.add_argument(flag, type=type(field.default), choices=allowed, default=None)
+
+
+def parse_run(
+    parser: argparse.ArgumentParser,
+    arguments: list[str] | None,
+    kind: type[Config],
+    recipes: Mapping[str, Mapping[str, Any]],
+    *,
+    choices: Mapping[str, tuple[str, ...]],
+    paths: tuple[str, ...],
+    changeable: tuple[str, ...] = (),
+) -> tuple[Config, Path, bool, dict[str, Any]]:
+    """The command line of a script that trains, or goes on with --resume.
+
+    Args:
+        parser: with what the script takes besides, all None where not given.
+        kind: its settings, one flag each, with the ``choices`` of some.
+        recipes: settings by the name that --recipe gives.
+        paths: the settings that are paths.
+        changeable: the settings that --resume may change.
+
+    Returns:
+        The resolved settings, the run's folder, whether it is resumed, and what the script takes
+        besides. What is wrong ends the process with one line.
+    """
+    add = parser.add_argument
+    add("--recipe", choices=recipes, default="release", help="where to start from")
+    add("--out", type=Path, help="folder of the run, new or empty")
+    add("--resume", type=Path, metavar="RUN", help="go on with the run in a folder")
+    add_settings(parser, kind, choices)
+    given = vars(parser.parse_args(arguments))
+    recipe, out, resume = given.pop("recipe"), given.pop("out"), given.pop("resume")
+    own = {field.name for field in dataclasses.fields(kind)}
+    besides = {name: given.pop(name) for name in given.keys() - own}
+    settings = {name: value for name, value in given.items() if value is not None}
+    if resume:
+        if out or any(besides.values()) or settings.keys() - set(changeable):
+            which = "all its settings from the run"
+            if changeable:
+                flags = " and ".join(f"--{name}" for name in changeable)
+                which = f"its settings from the run, all but {flags}"
+            parser.error(f"--resume takes {which}")
+        try:
+            saved = json.loads((resume / "config.json").read_text())
+        except FileNotFoundError:
+            parser.error(f"{resume} holds no config.json, so it is no run of this script")
+        return kind(**saved | settings), resume, True, besides
+    if not out or "data" not in settings:
+        parser.error("--data and --out are needed (or --resume)")
+    if out.exists() and any(out.iterdir()):
+        parser.error(f"{out} is not empty: give another --out, or --resume {out}")
+    for name in paths:  # --resume may be called from another folder
+        if name in settings:
+            settings[name] = str(Path(settings[name]).resolve())
+    return dataclasses.replace(kind(**recipes[recipe]), **settings), out, False, besides
 
 
 def stop_cleanly() -> None:

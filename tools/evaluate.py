@@ -29,10 +29,12 @@ from tqdm import tqdm
 
 from ferfacenet import ImprovedVGG19, load_pretrained, predict_proba
 from ferfacenet.hub import CONFIG_FILE, WeightsConfig, write_atomically
+from ferfacenet.inference import TTA
 from ferfacenet.transforms import normalise, ten_crop
 
 BINS = 15
-TTAS = {"ten_crop": "ten_crop", "flip": "flip", "single": None}
+#: Each ``tta`` mode, by its name in a result.
+TTAS: dict[str, TTA | None] = {"ten_crop": "ten_crop", "flip": "flip", "single": None}
 
 
 def prepare(model: ImprovedVGG19, images: npt.NDArray[np.uint8]) -> Tensor:
@@ -40,10 +42,10 @@ def prepare(model: ImprovedVGG19, images: npt.NDArray[np.uint8]) -> Tensor:
     return normalise(torch.tensor(images)[:, None].float() / 255, model.mean, model.std)
 
 
-def predict(model: ImprovedVGG19, x: Tensor, tta: str | None, label: str) -> Tensor:
+def predict(model: ImprovedVGG19, x: Tensor, tta: TTA | None, label: str) -> Tensor:
     """``predict_proba`` in parts, with a progress bar."""
     parts = tqdm(x.split(256), desc=label, leave=False, disable=not sys.stderr.isatty())
-    return torch.cat([predict_proba(model, part, tta=tta) for part in parts])  # type: ignore[arg-type]
+    return torch.cat([predict_proba(model, part, tta=tta) for part in parts])
 
 
 @torch.no_grad()
@@ -135,15 +137,19 @@ def evaluate(model: ImprovedVGG19, faces: Faces, split: str) -> tuple[dict[str, 
     return result, probabilities
 
 
-def store(folder: Path, model: ImprovedVGG19, result: dict[str, Any]) -> None:
-    """Put the temperature and the figures into a weights folder's config.json."""
-    config = WeightsConfig.from_json((folder / CONFIG_FILE).read_bytes())
-    figures = {
+def quoted(result: dict[str, Any]) -> dict[str, float]:
+    """A result's accuracies, as the weights' config.json names them."""
+    return {
         f"{result['split']} {name} accuracy": round(value, 5)
         for name, value in result["accuracy"].items()
     }
+
+
+def store(folder: Path, model: ImprovedVGG19, result: dict[str, Any]) -> None:
+    """Put the temperature and the figures into a weights folder's config.json."""
+    config = WeightsConfig.from_json((folder / CONFIG_FILE).read_bytes())
     config = dataclasses.replace(
-        config, temperature=model.temperature, metrics=config.metrics | figures
+        config, temperature=model.temperature, metrics=config.metrics | quoted(result)
     )
     write_atomically(folder / CONFIG_FILE, config.to_json())
 

@@ -27,7 +27,7 @@ from engine import (
     Settings,
     Trainer,
     accuracy,
-    add_settings,
+    parse_run,
     resume_from,
     save_checkpoint,
     stop_cleanly,
@@ -92,33 +92,16 @@ def parse(arguments: list[str] | None = None) -> tuple[Config, Path, bool]:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--recipe", choices=RECIPES, default="release", help="where to start from")
-    parser.add_argument("--out", type=Path, help="folder of the run, new or empty")
-    parser.add_argument("--resume", type=Path, metavar="RUN", help="go on with the run in a folder")
-    add_settings(parser, Config, {"arch": ("improved", "vgg19")})
-    given = vars(parser.parse_args(arguments))
-    recipe, out, resume = given.pop("recipe"), given.pop("out"), given.pop("resume")
-    settings = {name: value for name, value in given.items() if value is not None}
-    if resume:
+    config, out, resumed, _ = parse_run(
+        parser, arguments, Config, RECIPES,
+        choices={"arch": ("improved", "vgg19")},
+        paths=("data", "votes"),
         # The length may change with the time that there is; metrics.jsonl says from when.
-        if out or settings.keys() - {"epochs", "sizes"}:
-            parser.error("--resume takes its settings from the run, all but --epochs and --sizes")
-        try:
-            saved = json.loads((resume / "config.json").read_text())
-        except FileNotFoundError:
-            parser.error(f"{resume} holds no config.json, so it is no run of this script")
-        return Config(**saved | settings), resume, True
-    if not out or "data" not in settings:
-        parser.error("--data and --out are needed (or --resume)")
-    if out.exists() and any(out.iterdir()):
-        parser.error(f"{out} is not empty: give another --out, or --resume {out}")
-    for name in ("data", "votes"):  # --resume may be called from another folder
-        if name in settings:
-            settings[name] = str(Path(settings[name]).resolve())
-    config = dataclasses.replace(Config(**RECIPES[recipe]), **settings)
-    if config.votes_weight and not config.votes:
+        changeable=("epochs", "sizes"),
+    )  # fmt: skip
+    if not resumed and config.votes_weight and not config.votes:
         parser.error("--votes ferplus.csv is needed by this recipe (or --votes-weight 0)")
-    return config, out, False
+    return config, out, resumed
 
 
 def hold_out(faces: Faces, share: float) -> tuple[Faces, Faces]:
