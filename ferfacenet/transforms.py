@@ -335,17 +335,19 @@ def _tile_pixels(data: bytes) -> int:
     from the file, since of several entries with one tag Pillow and libtiff pick different ones."""
     order = "<" if data[:2] == b"II" else ">"
     big = 43 in data[2:4]
-    first, count, entry, size = ("Q", "Q", "HHQQ", 8) if big else ("I", "H", "HHII", 4)
+    offset, count = (order + "Q", order + "Q") if big else (order + "I", order + "H")
+    value_at = 4 + struct.calcsize(offset)  # after the entry's tag, kind and number of values
+    length = value_at + struct.calcsize(offset)
     sides = {322: 0, 323: 0}  # TileWidth and TileLength
     with contextlib.suppress(struct.error):  # it ends there, or points outside of itself
-        (at,) = struct.unpack_from(order + first, data, 8 if big else 4)
-        (entries,) = struct.unpack_from(order + count, data, at)
-        at += struct.calcsize(order + count)
-        for place in range(at, at + min(entries, 2**16) * (12 + big * 8), 12 + big * 8):
-            tag, kind, _, value = struct.unpack_from(order + entry, data, place)
+        (at,) = struct.unpack_from(offset, data, 8 if big else 4)
+        (entries,) = struct.unpack_from(count, data, at)
+        at += struct.calcsize(count)
+        for place in range(at, at + min(entries, 2**16) * length, length):
+            tag, kind = struct.unpack_from(order + "HH", data, place)
             if tag in sides:
-                if kind == 3:  # 16 bits, at the beginning of the value's place
-                    (value,) = struct.unpack_from(order + "H", data, place + 4 + size)
+                narrow = {3: order + "H", 4: order + "I"}  # at the beginning of the value's place
+                (value,) = struct.unpack_from(narrow.get(kind, offset), data, place + value_at)
                 sides[tag] = max(sides[tag], value)
     return sides[322] * sides[323]
 
