@@ -296,13 +296,25 @@ def test_larger_ones_are_refused(kind: str, monkeypatch: pytest.MonkeyPatch) -> 
     if kind not in Image.SAVE:
         pytest.skip(f"this Pillow writes no {kind}")
     monkeypatch.setattr(transforms, "_MAX_PIXELS_OF", dict.fromkeys([kind], 10_000))
-    monkeypatch.setattr(transforms, "_MAX_SCANNED", 10_000)
-    options = {"progressive": True} if kind == "JPEG" else {}
-    preprocess(encoded(noise(100, 100), kind, **options), align=False)
-    data = encoded(noise(100, 101), kind, **options)
+    preprocess(encoded(noise(100, 100), kind), align=False)
+    data = encoded(noise(100, 101), kind)
     for image in (data, Image.open(io.BytesIO(data))):
-        with pytest.raises(ValueError, match="101x100 pixels are more than|in several scans"):
+        with pytest.raises(ValueError, match=f"101x100 pixels are more than 0 Mi for a {kind};"):
             preprocess(image, align=False)
+
+
+def test_larger_ones_in_several_scans_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ferfacenet import preprocess, transforms
+
+    monkeypatch.setattr(transforms, "_MAX_SCANNED", 10_000)
+    for fits in (
+        encoded(noise(100, 100), "JPEG", progressive=True),
+        encoded(noise(100, 101), "JPEG"),
+        encoded(noise(100, 101).convert("L"), "JPEG"),
+    ):
+        preprocess(fits, align=False)
+    with pytest.raises(ValueError, match="more than 0 Mi pixels in several scans; save it anew"):
+        preprocess(encoded(noise(100, 101), "JPEG", progressive=True), align=False)
 
 
 # --- nothing is unpickled -------------------------------------------------------------------

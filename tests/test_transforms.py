@@ -318,6 +318,8 @@ def test_a_transparent_colour_is_white_too() -> None:
     gif = encoded(Image.fromarray(gray), "GIF", transparency=10)
     for same in (data, palette, gif):
         torch.testing.assert_close(pixels(same), wanted, atol=STEP, rtol=0)
+    bilevel = encoded(Image.new("1", (48, 48)), transparency=0)  # black, which is transparent
+    assert pixels(bilevel).unique().tolist() == [1]
 
 
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "TIFF"])
@@ -488,9 +490,39 @@ def test_a_thousand_crops_take_little_time() -> None:
         ("a\0b.png", "not a file name"),
     ],
 )
+@pytest.mark.filterwarnings("error")
 def test_bad_images_raise_one_value_error(image: Any, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message) as error:
         preprocess(image, align=False)
+    named = repr(image) if isinstance(image, str) else transforms.describe(image)
+    assert str(error.value).startswith(named + ": ")
+
+
+@pytest.mark.parametrize("image", [np.zeros(48), np.zeros((1, 4, 4, 3)), torch.zeros(5)])
+def test_the_other_order_is_named_only_where_it_may_be_meant(image: Any) -> None:
+    with pytest.raises(ValueError, match="must be") as error:
+        preprocess(image, align=False)
+    assert "is for" not in str(error.value)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_floats_of_every_width_are_held_to_their_range(dtype: torch.dtype) -> None:
+    image = torch.full((1, 48, 48), 0.25, dtype=dtype)
+    assert read_image(image).unique().tolist() == [0.25]
+    image[0, 5, 5] = 1.5
+    with pytest.raises(ValueError, match=r"float pixels must be in \[0, 1\]"):
+        preprocess(image, align=False)
+
+
+def test_what_resizing_leaves_outside_is_cut_off() -> None:
+    slack = transforms._FLOAT_SLACK
+    for make in (lambda array: array, torch.from_numpy):
+        for row in ([-slack / 2, 0.5], [0.5, 1 + slack / 2], [-slack / 2, 1 + slack / 2]):
+            shown = read_image(make(np.array([row], np.float32)))
+            assert shown.flatten().tolist() == [min(max(value, 0), 1) for value in row]
+        for row in ([-slack * 2, 0.5], [0.5, 1 + slack * 2]):
+            with pytest.raises(ValueError, match=r"in \[0, 1\]"):
+                read_image(make(np.array([row], np.float32)))
 
 
 @pytest.mark.parametrize(
@@ -620,6 +652,26 @@ def test_one_limit_of_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         for image in (path, path.read_bytes(), file):
             with pytest.raises(ValueError, match="larger than 1 MiB"):
                 preprocess(image)
+
+
+def test_raw_pictures_have_no_limit_of_text() -> None:
+    """Larger than a PPM that Pillow reads number by number may be, which these are not."""
+    large = Image.fromarray(picture(900, 1000))
+    wanted = pixels(large)
+    for kind in ("PPM", "BMP", "PNG"):
+        data = encoded(large, kind, **({"compress_level": 0} if kind == "PNG" else {}))
+        assert len(data) > transforms._MAX_TEXT
+        assert torch.equal(pixels(data), wanted)
+
+
+@pytest.mark.parametrize("magic", [b"P1", b"P2", b"P3"])
+def test_large_text_is_refused_unopened(magic: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow would go through the comments before the size, byte by byte in Python."""
+    opened: list[object] = []
+    monkeypatch.setattr(Image, "open", opened.append)
+    with pytest.raises(ValueError, match="larger than 2 MiB, for a PPM"):
+        preprocess(magic + b"\n#" + b" " * transforms._MAX_TEXT)
+    assert not opened
 
 
 BROKEN_KINDS = ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "JPEG2000")
