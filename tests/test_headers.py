@@ -143,6 +143,13 @@ def test_the_larger_of_two_sides_counts(order: str, big: bool) -> None:
 
 
 @pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize(("kind", "side"), [(3, 65_535), (4, 2**32 - 1)])
+def test_sides_have_no_sign(order: str, kind: int, side: int) -> None:
+    for big in (False, True):
+        assert _tile_pixels(tiff([(322, kind, side), (323, 3, 2)], order, big)) == 2 * side
+
+
+@pytest.mark.parametrize("order", "<>")
 @pytest.mark.parametrize("big", [False, True])
 def test_a_directory_that_is_cut_off_or_lies(order: str, big: bool) -> None:
     entries = [(322, 4, 300), (323, 4, 400), (339, 4, 1)]
@@ -209,3 +216,4 @@ def test_strips_cover_every_row_once_and_hold_a_million_pixels(height: int, widt
     for rows in strips[:-1]:
         rows_held = rows.stop - rows.start
         assert rows_held == 1 or rows_held * width <= 2**20 < (rows_held + 1) * width
+    assert len(strips) == 1 or height * width > 2**20

@@ -138,12 +138,24 @@ def test_saved_file_is_what_the_safetensors_package_reads(
     assert all(torch.equal(tensors[key].to(whole[key].dtype), whole[key]) for key in whole)
 
 
+def test_what_is_written_says_no_more_than_it_was_told(tmp_path: Path) -> None:
+    from safetensors import safe_open
+
+    model = ImprovedVGG19(1)
+    model.categories = ("face",)
+    config = save_pretrained(model, tmp_path)
+    assert (config.license, config.metrics) == ("mit", {})
+    assert (config.trained_on, config.selected_on, config.dataset_license) == ("", "", "")
+    with safe_open(tmp_path / WEIGHTS_FILE, "pt") as file:
+        assert file.metadata() == {"format": "pt"}  # what transformers and others ask for
+
+
 def test_saving_twice_gives_the_same_bytes(saved: Path, tmp_path: Path) -> None:
     model = load_pretrained(saved)
     save_pretrained(model, tmp_path, metrics=METRICS, trained_on="noise", selected_on="nothing")
     for name in (CONFIG_FILE, WEIGHTS_FILE):
         assert (tmp_path / name).read_bytes() == (saved / name).read_bytes()
-        assert (tmp_path / name).stat().st_mode & 0o444 == 0o444
+        assert (tmp_path / name).stat().st_mode & 0o777 == 0o644
 
 
 def test_every_way_to_name_a_local_copy(
@@ -1032,6 +1044,14 @@ def test_damage_in_the_cache_itself(
         load_pretrained(REPO, local_files_only=True)
     assert half_written(cache) == []
     assert_whole(load_pretrained(REPO), whole)
+
+
+def test_damage_that_another_process_has_removed_already(server: HubServer, cache: Path) -> None:
+    source = hub._HubRepo(REPO, None, None, False, None)
+    for path in (source.fetch(CONFIG_FILE), source.fetch(WEIGHTS_FILE)):
+        path.resolve().unlink()
+        path.unlink()
+    assert "has been removed from the cache: try again" in source.discard()
 
 
 def test_damage_is_never_removed_outside_the_cache(
