@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import hashlib
 import json
 import os
@@ -18,6 +19,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -892,6 +894,87 @@ def test_no_network(
         assert_whole(load_pretrained(REPO), whole)  # the cached copy serves
 
 
+LOGIN = "pass token=... or set HF_TOKEN to a token that may read it"
+AGAIN = (
+    f'run this once with a network: python -c "import ferfacenet; ferfacenet.load_pretrained('
+    f"'{REPO}', revision='v1', cache_dir='/cache')\""
+)
+ELSEWHERE = "name another place with cache_dir=... or HF_HOME"
+PRIVATE = f"there is no such repository, or it is private; check the name, or {LOGIN}"
+NO_FILE = (
+    "the repository has no such file; only config.json with model.safetensors, as "
+    "ferfacenet.save_pretrained writes them, are read, never a pickle"
+)
+
+
+@pytest.mark.parametrize(
+    ("kind", "status", "wanted"),
+    [
+        ("GatedRepoError", 403,
+         f"it is gated; accept its terms at http://hub/{REPO}, then {LOGIN}"),
+        ("RepositoryNotFoundError", 404, PRIVATE),
+        ("HfHubHTTPError", 401, PRIVATE),
+        ("RevisionNotFoundError", 404,
+         f"there is no such revision; see http://hub/{REPO}/commits/main"),
+        ("LocalEntryNotFoundError", None,
+         f"it is not in the cache (/cache) and the Hub may not be asked; {AGAIN}"),
+        ("LocalEntryNotFoundError", 503, "the Hub answered 503; try again later"),
+        ("EntryNotFoundError", 404, NO_FILE),
+        ("EntryNotFoundError", None, NO_FILE),
+        ("EntryNotFoundError", 502, "the Hub answered 502; try again later"),
+        ("HfHubHTTPError", 403, f"the Hub answered 403, forbidden; {LOGIN}"),
+        ("HfHubHTTPError", 429, "the Hub answered 429; try again later"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("as_cause", [False, True])
+def test_what_is_said_of_the_clients_errors(
+    kind: str, status: int | None, wanted: str, as_cause: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whole, and also where the answer hangs on the error behind (of which it says no more)."""
+    from huggingface_hub import constants, errors
+
+    monkeypatch.setattr(constants, "ENDPOINT", "http://hub")
+    source = hub._HubRepo(REPO, "v1", "/cache", False, None)
+    cls = getattr(errors, kind)
+    error = cls.__new__(cls)
+    answered = OSError("behind") if as_cause and status else error
+    answered.response = None if status is None else SimpleNamespace(status_code=status)  # type: ignore[attr-defined]
+    error.__cause__ = answered if answered is not error else None
+    assert source._explain(error) == wanted
+
+
+@pytest.mark.parametrize(
+    ("error", "wanted"),
+    [
+        (hub._UnsafeAnswerError("odd"), "odd; do not trust http://hub"),
+        *((OSError(code, "full", "/x"),
+           f"the disk of the cache (/hf) is full ([Errno {code}] full: '/x'); make room, or "
+           f"{ELSEWHERE}") for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)),
+        *((OSError(code, "shut"),
+           f"the cache (/hf) cannot be written ([Errno {code}] shut); {ELSEWHERE}")
+          for code in (errno.EACCES, errno.EPERM, errno.EROFS)),
+        (OSError(5, "bad"), "the download failed (OSError: [Errno 5] bad); try again"),
+        (RuntimeError("odd"), "the download failed (RuntimeError: odd); try again"),
+    ],
+)  # fmt: skip
+def test_what_is_said_of_other_errors(
+    error: Exception, wanted: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants, errors
+
+    monkeypatch.setattr(constants, "ENDPOINT", "http://hub")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", "/hf")
+    source = hub._HubRepo(REPO, None, None, False, None)
+    assert source._explain(error).replace("PermissionError", "OSError") == wanted
+    assert source._explain(errors.HFValidationError("a--b")) == "that is no Hub id (a--b)"
+    unreached = errors.LocalEntryNotFoundError("not there")
+    unreached.__cause__ = ConnectionError("refused")
+    assert source._explain(unreached) == (
+        "it is not in the cache (/hf) and the Hub cannot be reached (refused); run this once with "
+        f"a network: python -c \"import ferfacenet; ferfacenet.load_pretrained('{REPO}')\""
+    )
+
+
 @pytest.mark.parametrize("method", ["HEAD", "GET"])
 @pytest.mark.parametrize("file", [CONFIG_FILE, WEIGHTS_FILE])
 @pytest.mark.parametrize(
@@ -1426,6 +1509,7 @@ def test_names_in_a_file_reach_no_terminal_as_they_are(folder: Path) -> None:
     with pytest.raises(WeightsError) as caught:
         load_pretrained(folder)
     assert str(caught.value).isprintable()
+    assert r"\x1b[2J\x7f" in str(caught.value)
     edit_config(folder, **{"\x1b[2J\x7f": ..., "x" * 100_000: 1})
     with pytest.raises(WeightsError) as caught:
         load_pretrained(folder)
