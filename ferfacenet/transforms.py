@@ -339,7 +339,8 @@ def _tile_pixels(data: bytes) -> int:
     value_at = 4 + struct.calcsize(offset)  # after the entry's tag, kind and number of values
     length = value_at + struct.calcsize(offset)
     sides = {322: 0, 323: 0}  # TileWidth and TileLength
-    with contextlib.suppress(struct.error):  # it ends there, or points outside of itself
+    # It may end within an entry, or point outside of itself, or beyond any memory.
+    with contextlib.suppress(struct.error, OverflowError):
         (at,) = struct.unpack_from(offset, data, 8 if big else 4)
         (entries,) = struct.unpack_from(count, data, at)
         at += struct.calcsize(count)

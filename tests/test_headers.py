@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from ferfacenet import transforms
@@ -160,8 +162,8 @@ def test_a_directory_that_is_cut_off_or_lies(order: str, big: bool) -> None:
     assert _tile_pixels(tiff(entries, order, big, count=1)) == 0  # those behind are no entries
     assert _tile_pixels(tiff(entries, order, big, count=2)) == 120_000
     assert _tile_pixels(tiff([], order, big)) == 0
-    outside = whole[: 8 if big else 4] + b"\x7f" * (8 if big else 4)
-    assert _tile_pixels(outside) == 0
+    for far in (b"\x7f", b"\xff"):
+        assert _tile_pixels(whole[: 8 if big else 4] + far * 8 + whole) == 0
 
 
 def test_at_most_as_many_entries_as_a_tiff_can_have() -> None:
@@ -169,6 +171,33 @@ def test_at_most_as_many_entries_as_a_tiff_can_have() -> None:
     sides = [(322, 4, 30), (323, 4, 40)]
     assert _tile_pixels(tiff(filler[2:] + sides, "<", True)) == 1200
     assert _tile_pixels(tiff([*filler, *sides], "<", True)) == 0
+
+
+# --- rubbish -------------------------------------------------------------------------------------
+
+WHOLE = (
+    *(tiff([(322, kind, 300), (323, 3, 4)], order, big)
+      for kind in (3, 4, 16) for order in "<>" for big in (False, True)),
+    codestream(250, 350, 100, 100, 0, 0),
+    jpeg(APP0, segment(0xC0, FRAME)),
+)  # fmt: skip
+
+
+@given(
+    whole=st.sampled_from(WHOLE),
+    changes=st.lists(st.tuples(st.integers(0, 200), st.sampled_from(b"\0\1\x7f\xff")), max_size=9),
+    end=st.integers(0, 200),
+)
+def test_changed_bytes_are_read_without_an_error(
+    whole: bytes, changes: list[tuple[int, int]], end: int
+) -> None:
+    data = bytearray(whole)
+    for at, value in changes:
+        data[at % len(data)] = value
+    for changed in (bytes(data), bytes(data[:end])):
+        assert _tile_pixels(changed) >= 0
+        assert isinstance(_tiles(changed), int)
+        assert isinstance(_in_scans(changed, 3), bool)
 
 
 # --- PIL's modes without a range of their own ----------------------------------------------------

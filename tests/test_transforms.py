@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import resource
 import struct
 import subprocess
@@ -539,6 +540,18 @@ def test_align_must_be_known() -> None:
             preprocess(GRAY, align=wrong)  # type: ignore[arg-type]
 
 
+def test_what_has_no_file_is_called_by_its_kind_and_size() -> None:
+    for image, name in (
+        (np.zeros((9, 8, 5), np.uint8), "array (9, 8, 5) uint8"),
+        (torch.zeros(5, 9, 8), "tensor (5, 9, 8) torch.float32"),
+        (b"no image", "image of 8 bytes"),
+        (io.BytesIO(b"no image"), "unnamed _io.BytesIO"),
+        (Image.new("L", (0, 4)), "unnamed PIL.Image.Image"),
+    ):
+        with pytest.raises(ValueError, match=f"^{re.escape(name)}: "):
+            preprocess(image, align=False)
+
+
 def test_errors_name_the_file(tmp_path: Path) -> None:
     bad = tmp_path / "holiday.jpg"
     bad.write_bytes(b"no image")
@@ -547,7 +560,7 @@ def test_errors_name_the_file(tmp_path: Path) -> None:
             preprocess(given_image)
     with bad.open("rb") as file, pytest.raises(ValueError, match=r"holiday\.jpg"):
         preprocess(file)
-    with bad.open(encoding="ascii") as text, pytest.raises(TypeError, match="binary"):
+    with bad.open(encoding="ascii") as text, pytest.raises(TypeError, match=r"holiday.*binary"):
         preprocess(text)  # type: ignore[arg-type]
     whole = encoded(Image.fromarray(RGB))
     bad.write_bytes(whole[: len(whole) // 2])
