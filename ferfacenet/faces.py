@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 from torch import Tensor
 
-from ferfacenet.transforms import SIZE, Image, decode, resize, to_gray
+from ferfacenet.transforms import _WHITE, SIZE, Image, decode, resize, to_gray
 
 if TYPE_CHECKING:
     import cv2
@@ -198,7 +198,7 @@ def _as_bgr(pixels: Tensor) -> Array:
     input silently finds nothing, and gray raises."""
     import numpy as np
 
-    white = 65535.0 if pixels.dtype == torch.uint16 else 1.0
+    white = _WHITE.get(pixels.dtype, 1.0)
 
     def as_bytes(channel: Tensor) -> Array:
         if channel.dtype != torch.uint8:

@@ -335,7 +335,8 @@ def _tile_pixels(data: bytes) -> int:
     from the file, since of several entries with one tag Pillow and libtiff pick different ones."""
     order = "<" if data[:2] == b"II" else ">"
     big = 43 in data[2:4]
-    offset, count = (order + "Q", order + "Q") if big else (order + "I", order + "H")
+    offset, count = order + ("Q" if big else "I"), order + ("Q" if big else "H")
+    narrow = {3: order + "H", 4: order + "I"}  # at the beginning of the value's place
     value_at = 4 + struct.calcsize(offset)  # after the entry's tag, kind and number of values
     length = value_at + struct.calcsize(offset)
     sides = {322: 0, 323: 0}  # TileWidth and TileLength
@@ -347,7 +348,6 @@ def _tile_pixels(data: bytes) -> int:
         for place in range(at, at + min(entries, 2**16) * length, length):
             tag, kind = struct.unpack_from(order + "HH", data, place)
             if tag in sides:
-                narrow = {3: order + "H", 4: order + "I"}  # at the beginning of the value's place
                 (value,) = struct.unpack_from(narrow.get(kind, offset), data, place + value_at)
                 sides[tag] = max(sides[tag], value)
     return sides[322] * sides[323]

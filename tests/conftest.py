@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import lzma
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared" / "data"
@@ -18,6 +21,13 @@ def peak():
     with open("/proc/self/status") as file:
         return int(file.read().split("VmHWM:")[1].split()[0]) * 1024
 """
+
+
+def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
+    """The bytes of the file that Pillow writes."""
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
 
 
 @pytest.fixture(scope="session")

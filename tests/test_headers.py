@@ -88,8 +88,8 @@ def codestream(right: int, bottom: int, width: int, height: int, left: int, top:
         ((250, 350, 100, 0, 0, 0), 1),
     ],
 )
-def test_tiles_of_a_jpeg2000(sides: tuple[int, ...], tiles: int) -> None:
-    assert _tiles(codestream(*sides)) == tiles  # type: ignore[arg-type]
+def test_tiles_of_a_jpeg2000(sides: tuple[int, int, int, int, int, int], tiles: int) -> None:
+    assert _tiles(codestream(*sides)) == tiles
     # in the boxes of a JP2 file, wherever, and whatever byte is a line's end to a pattern
     assert _tiles(b"\0\0\0\x0cjP  \r\n\x87\n" + codestream(*sides)) == tiles
 

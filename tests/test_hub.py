@@ -937,9 +937,10 @@ def test_what_is_said_of_the_clients_errors(
     source = hub._HubRepo(REPO, "v1", "/cache", False, None)
     cls = getattr(errors, kind)
     error = cls.__new__(cls)
-    answered = OSError("behind") if as_cause and status else error
-    answered.response = None if status is None else SimpleNamespace(status_code=status)  # type: ignore[attr-defined]
-    error.__cause__ = answered if answered is not error else None
+    answered: Any = error
+    if as_cause and status:
+        answered = error.__cause__ = OSError("behind")
+    answered.response = None if status is None else SimpleNamespace(status_code=status)
     assert source._explain(error) == wanted
 
 
@@ -960,12 +961,18 @@ def test_what_is_said_of_the_clients_errors(
 def test_what_is_said_of_other_errors(
     error: Exception, wanted: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from huggingface_hub import constants, errors
+    from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "ENDPOINT", "http://hub")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", "/hf")
+    assert hub._HubRepo(REPO, None, None, False, None)._explain(error) == wanted
+
+
+def test_what_is_said_of_a_name_and_of_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants, errors
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", "/hf")
     source = hub._HubRepo(REPO, None, None, False, None)
-    assert source._explain(error).replace("PermissionError", "OSError") == wanted
     assert source._explain(errors.HFValidationError("a--b")) == "that is no Hub id (a--b)"
     unreached = errors.LocalEntryNotFoundError("not there")
     unreached.__cause__ = ConnectionError("refused")

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import PEAK, ROOT
+from conftest import PEAK, ROOT, encoded
 from PIL import Image
 
 #: What one process may grow by, in MiB: with the 516 that PyTorch itself takes, 1 GB.
@@ -52,12 +52,6 @@ def run(code: str, *arguments: str, timeout: float = 120) -> Any:
 def noise(height: int = 40, width: int = 50) -> Image.Image:
     random = np.random.default_rng(height)
     return Image.fromarray(random.integers(0, 256, (height, width, 3), dtype=np.uint8))
-
-
-def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
 
 
 def whole_files() -> dict[str, bytes]:

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import encoded
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -67,12 +68,6 @@ def outcome(image: Any) -> torch.Tensor | str:
         return preprocess(image, align=False)
     except ValueError as error:
         return str(error)
-
-
-def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
 
 
 def reference(rgb: np.ndarray[Any, Any]) -> torch.Tensor:
