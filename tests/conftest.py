@@ -1,18 +1,26 @@
-"""What several test files share: where the data is, and tiny data in its form."""
+"""What several test files share: where the data is, tiny data in its form, and weights."""
 
 from __future__ import annotations
 
 import io
 import lzma
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+
+from ferfacenet.hub import CONFIG_FILE, WEIGHTS_FILE, load_pretrained, save_pretrained
+from ferfacenet.model import ImprovedVGG19
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared" / "data"
+METRICS = {"PublicTest ten_crop accuracy": 0.7}  # of the weights in ``saved``
 
 #: ``peak()`` for code that another Python runs: the most bytes that its process has held. Not
 #: getrusage's, which begins with the peak of the process that started it.
@@ -59,3 +67,51 @@ def tiny_csv(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path = tmp_path / "fer2013.csv.xz"
     path.write_bytes(lzma.compress(csv_text(21, 7).encode(), preset=0))
     return path
+
+
+@pytest.fixture(scope="session")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a model that is not the bundled one."""
+    folder = tmp_path_factory.mktemp("saved")
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        model = ImprovedVGG19()
+    model.temperature, model.mean = 1.25, 0.5
+    save_pretrained(model, folder, metrics=METRICS, trained_on="noise", selected_on="nothing")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def files(saved: Path) -> dict[str, bytes]:
+    return {name: (saved / name).read_bytes() for name in (CONFIG_FILE, WEIGHTS_FILE)}
+
+
+@pytest.fixture(scope="session")
+def whole(saved: Path) -> dict[str, torch.Tensor]:
+    return load_pretrained(saved).state_dict()
+
+
+def assert_whole(model: ImprovedVGG19, whole: dict[str, torch.Tensor]) -> None:
+    found = model.state_dict()
+    assert found.keys() == whole.keys()
+    assert all(torch.equal(found[key], value) for key, value in whole.items())
+    assert not model.training
+
+
+def flip(data: bytes, at: int) -> bytes:
+    changed = bytearray(data)
+    changed[at] ^= 1
+    return bytes(changed)
+
+
+def python_path() -> str:
+    return os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+
+
+def run(code: str, *arguments: str, **settings: Any) -> subprocess.CompletedProcess[str]:
+    """Run ``code`` in a fresh interpreter that finds the package under test."""
+    environment = os.environ | settings.pop("env", {}) | {"PYTHONPATH": python_path()}
+    command = [sys.executable, "-c", code, *arguments]
+    return subprocess.run(
+        command, env=environment, text=True, capture_output=True, timeout=300, **settings
+    )
