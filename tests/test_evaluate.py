@@ -8,7 +8,7 @@ import evaluate
 import numpy as np
 import pytest
 import torch
-from fer2013 import load
+from fer2013 import hold_out, load
 from PIL import Image
 
 from ferfacenet import ImprovedVGG19, load_pretrained, predict_proba, preprocess, save_pretrained
@@ -96,6 +96,35 @@ def test_crop_logits_and_temperature_make_predict_proba(weights: Path, tiny_csv:
     torch.testing.assert_close(
         evaluate.calibrated(logits, 1.7), predict_proba(model, x), atol=1e-5, rtol=0
     )
+
+
+def test_a_hold_out_is_measured_by_itself(tiny_csv: Path, weights: Path, tmp_path: Path) -> None:
+    arguments = ["--data", str(tiny_csv), "--weights", str(weights), "--out", str(tmp_path / "o")]
+    evaluate.main([*arguments, "--holdout", "0.4"])
+    result = json.loads((tmp_path / "o" / "evaluation.json").read_text())
+    _, held = hold_out(load(tiny_csv).split("Training"), 0.4)
+    answers = predict_proba(load_pretrained(weights), list(held.images)).argmax(1).numpy()
+    assert result["split"] == "Hold-out 0.4 of Training"
+    assert result["images"] == result["images_deduplicated"] == len(held) > 0
+    assert result["accuracy"]["ten_crop"] == pytest.approx((answers == held.labels).mean())
+    with pytest.raises(SystemExit):
+        evaluate.main([*arguments, "--holdout", "1"])
+
+
+def test_decisions_that_differ_between_two_weights_are_counted(
+    tiny_csv: Path, weights: Path, tmp_path: Path
+) -> None:
+    model = load_pretrained(weights)
+    x = evaluate.prepare(model, load(tiny_csv).split("PublicTest").images)
+    before = predict_proba(model, x).argmax(1)
+    with torch.no_grad():
+        model.classifier.bias[0] += 100.0
+    save_pretrained(model, tmp_path / "other")
+    arguments = ["--data", str(tiny_csv), "--weights", str(weights), "--out", str(tmp_path / "o")]
+    evaluate.main([*arguments, "--against", str(tmp_path / "other")])
+    result = json.loads((tmp_path / "o" / "evaluation.json").read_text())
+    assert result["against"] == str(tmp_path / "other")
+    assert result["decisions_that_differ"]["ten_crop"] == int((before != 0).sum()) > 0
 
 
 def test_store_keeps_temperature_and_figures_with_the_weights(

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import engine
+import fer2013
 import pytest
 import torch
 import torch.nn.functional as F
@@ -257,10 +258,30 @@ def test_the_votes_train_a_second_head(tiny: Path, tmp_path: Path) -> None:
     assert load_pretrained(run / "weights").num_classes == 7
 
 
+def test_a_run_starts_from_the_weights_that_init_names(
+    whole: Path, tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    common = ["--data", str(tiny), *TINY, "--epochs", "1", "--lr", "0", "--ema", "0"]
+    train.main([*common, "--out", str(tmp_path / "run"), "--init", str(whole / "weights")])
+    old, new = (load_pretrained(run / "weights").state_dict() for run in (whole, tmp_path / "run"))
+    for name in old:
+        assert torch.equal(old[name], new[name]) or "running" in name or "batches" in name
+    config = json.loads((tmp_path / "run" / "weights" / "config.json").read_text())
+    assert f"from the weights {whole / 'weights'}" in config["trained_on"]
+    for number, (options, remedy) in enumerate(
+        (
+            (["--init", str(tmp_path / "nowhere")], "nowhere"),
+            (["--init", str(whole / "weights"), "--arch", "vgg19"], "other layers"),
+        )
+    ):
+        with pytest.raises(SystemExit, match=f"--init .*{remedy}"):
+            train.main([*common, *options, "--out", str(tmp_path / str(number))])
+
+
 def test_held_out_images_have_no_twin_in_training(tiny: Path) -> None:
     faces = train.load(tiny)
     double = type(faces)(*(torch.cat([torch.tensor(a)] * 2).numpy() for a in vars(faces).values()))
-    kept, held = train.hold_out(double, 0.4)
+    kept, held = fer2013.hold_out(double, 0.4)
     assert len(kept) + len(held) == len(double)
     assert 0 < len(held) < len(double)
     assert not set(kept.hashes()) & set(held.hashes())

@@ -4,7 +4,9 @@
 
 writes evaluation.json, confusion.csv, confusion.png and reliability.png into --out. With
 --fit-temperature the temperature is fitted on the split first, and with --store it and the
-figures are written into the config.json of --weights, which must then be a folder.
+figures are written into the config.json of --weights, which must then be a folder. With
+--holdout 0.05 the images that tools/train.py --holdout 0.05 keeps out are a split of their own.
+With --against runs/release/weights-float32 the decisions of two weights are compared.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from fer2013 import SPLITS, Faces, load
+from fer2013 import SPLITS, Faces, hold_out, load
 from figures import plot_reliability
 from scipy.optimize import minimize_scalar
 from scores import per_class, save_confusion
@@ -107,12 +109,22 @@ def new_pixels(part: Faces, training: Faces) -> npt.NDArray[np.bool_]:
     return np.array([digest not in known for digest in part.hashes()])
 
 
-def evaluate(model: ImprovedVGG19, faces: Faces, split: str) -> tuple[dict[str, Any], Tensor]:
-    """All figures of one split, and the (N, C) ten-crop probabilities."""
+def choose(faces: Faces, split: str, holdout: float) -> tuple[Faces, npt.NDArray[np.bool_]]:
+    """The images to measure on, and which of them do not occur in what was trained on."""
+    if holdout:  # has no twin in the rest of Training
+        part = hold_out(faces.split("Training"), holdout)[1]
+        return part, np.ones(len(part), bool)
     part = faces.split(split)
-    fresh = np.ones(len(part), bool)
-    if split != "Training" and (faces.splits == SPLITS.index("Training")).any():
-        fresh = new_pixels(part, faces.split("Training"))
+    if split == "Training" or not (faces.splits == SPLITS.index("Training")).any():
+        return part, np.ones(len(part), bool)
+    return part, new_pixels(part, faces.split("Training"))
+
+
+def evaluate(
+    model: ImprovedVGG19, part: Faces, fresh: npt.NDArray[np.bool_], split: str
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """All figures of one split, with and without those images that are not ``fresh``, and the
+    (N, C) probabilities by the names of ``TTAS``."""
     x = prepare(model, part.images)
     names = list(model.categories or map(str, range(model.num_classes)))
     result: dict[str, Any] = {
@@ -124,17 +136,15 @@ def evaluate(model: ImprovedVGG19, faces: Faces, split: str) -> tuple[dict[str, 
         "accuracy_deduplicated": {},
         "ece": {},
     }
-    for name, tta in TTAS.items():
-        found = predict(model, x, tta, name)
+    answers = {name: predict(model, x, tta, name) for name, tta in TTAS.items()}
+    for name, found in answers.items():
         right = found.argmax(1).numpy() == part.labels
         result["accuracy"][name] = float(right.mean())
         result["accuracy_deduplicated"][name] = float(right[fresh].mean())
         result["ece"][name] = calibration(found.double().numpy(), part.labels)[0]
-        if name == "ten_crop":
-            probabilities = found
-    predicted = probabilities.argmax(1).tolist()
+    predicted = answers["ten_crop"].argmax(1).tolist()
     result |= per_class(part.labels.tolist(), predicted, names)
-    return result, probabilities
+    return result, answers
 
 
 def quoted(result: dict[str, Any]) -> dict[str, float]:
@@ -158,35 +168,54 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    # fmt: off
     parser.add_argument("--data", type=Path, required=True, help="fer2013.csv or the folder")
     parser.add_argument("--weights", default="fer2013", help="name, folder or Hub id")
     parser.add_argument("--split", choices=SPLITS, default="PublicTest")
+    parser.add_argument("--holdout", type=float, default=0.0, metavar="SHARE",
+                        help="not on a split, but on this share of Training, as kept out by "
+                        "tools/train.py --holdout SHARE")
+    parser.add_argument("--against", metavar="WEIGHTS",
+                        help="other weights, to count the images on which the decisions differ")
     parser.add_argument("--out", type=Path, required=True, help="folder for the results")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--fit-temperature", action="store_true", help="fit it on the split")
     parser.add_argument("--store", action="store_true", help="write into --weights' config.json")
+    # fmt: on
     options = parser.parse_args(arguments)
+    if not 0 <= options.holdout < 1:
+        parser.error("--holdout is a share, from 0 to 1")
     folder = Path(options.weights)
     if options.store and not (folder / CONFIG_FILE).is_file():
         parser.error("--store needs a folder with config.json as --weights")
     model = load_pretrained(options.weights, device=options.device)
     faces = load(options.data)
-    part = faces.split(options.split)
+    name = f"Hold-out {options.holdout:g} of Training" if options.holdout else options.split
+    part, fresh = choose(faces, options.split, options.holdout)
     extra: dict[str, Any] = {}
     if options.fit_temperature:
         labels = torch.from_numpy(part.labels)
         logits = crop_logits(model, prepare(model, part.images))
         model.temperature = round(fit_temperature(logits, labels), 4)
         extra["ece_cross_fitted"] = cross_fitted_ece(logits, labels)
-    result, probabilities = evaluate(model, faces, options.split)
+    result, answers = evaluate(model, part, fresh, name)
     result |= extra
+    if options.against:
+        other = load_pretrained(options.against, device=options.device)
+        x = prepare(other, part.images)
+        result["against"] = options.against
+        result["decisions_that_differ"] = {
+            mode: int((answers[mode].argmax(1) != predict(other, x, tta, mode).argmax(1)).sum())
+            for mode, tta in TTAS.items()
+        }
     result["command"] = shlex.join(["python", "tools/evaluate.py", *(arguments or sys.argv[1:])])
 
     options.out.mkdir(parents=True, exist_ok=True)
+    probabilities = answers["ten_crop"]
     predicted = probabilities.argmax(1).tolist()
     save_confusion(part.labels.tolist(), predicted, list(result["per_class"]), options.out)
     error, bins = calibration(probabilities.double().numpy(), part.labels)
-    title = f"{options.split}, ten crops: calibration error {error:.3f}"
+    title = f"{name}, ten crops: calibration error {error:.3f}"
     plot_reliability(bins, title, options.out / "reliability.png")
     text = json.dumps(result, indent=2)
     write_atomically(options.out / "evaluation.json", (text + "\n").encode())

@@ -94,6 +94,14 @@ class Faces:
         return [hashlib.sha256(image.tobytes()).digest() for image in self.images]
 
 
+def hold_out(faces: Faces, share: float) -> tuple[Faces, Faces]:
+    """Split off ``share`` of the faces by the digest of their pixels, so that byte-identical
+    images are on one side and every run holds out the same ones."""
+    kept = [int.from_bytes(digest[:4], "big") / 2**32 >= share for digest in faces.hashes()]
+    mask = np.array(kept)
+    return faces.where(mask), faces.where(~mask)
+
+
 def load(path: str | os.PathLike[str], cache: str | os.PathLike[str] | None = None) -> Faces:
     """Read FER2013 from a CSV or a folder of images.
 

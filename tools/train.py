@@ -6,7 +6,8 @@
 
 The folder --out gets config.json (every setting, resolved), metrics.jsonl (a line an epoch),
 curves.png, checkpoint.safetensors (rewritten each epoch; --resume goes on from it) and, at the
-end, weights/ (config.json and model.safetensors, which ferfacenet.load_pretrained reads).
+end, weights/ (config.json and model.safetensors, which ferfacenet.load_pretrained reads) and
+weights-float32/, the same before they were rounded to float16.
 """
 
 from __future__ import annotations
@@ -32,13 +33,13 @@ from engine import (
     save_checkpoint,
     stop_cleanly,
 )
-from fer2013 import Faces, load, load_votes
+from fer2013 import Faces, hold_out, load, load_votes
 from figures import plot_curves
 from networks import build
 from torch import Tensor
 from tqdm import tqdm
 
-from ferfacenet import ImprovedVGG19, save_pretrained
+from ferfacenet import ImprovedVGG19, WeightsError, load_pretrained, save_pretrained
 from ferfacenet.hub import write_atomically
 
 
@@ -53,6 +54,7 @@ class Config(Settings):
     batch_norm: bool = True
     holdout: float = 0.0  # share of Training that is kept out of training, to report on
     limit: int = 0  # train on the first so many images only; 0 for all
+    init: str = ""  # weights to start from, a name, folder or Hub id; fresh ones if empty
 
 
 DATASET_LICENSE = (
@@ -104,12 +106,17 @@ def parse(arguments: list[str] | None = None) -> tuple[Config, Path, bool]:
     return config, out, resumed
 
 
-def hold_out(faces: Faces, share: float) -> tuple[Faces, Faces]:
-    """Split off ``share`` of the faces by the digest of their pixels, so that byte-identical
-    images are on one side and every run holds out the same ones."""
-    kept = [int.from_bytes(digest[:4], "big") / 2**32 >= share for digest in faces.hashes()]
-    mask = np.array(kept)
-    return faces.where(mask), faces.where(~mask)
+def start_from(name: str, network: torch.nn.Module) -> None:
+    """Give the network the weights that ``name`` stands for."""
+    try:
+        network.load_state_dict(load_pretrained(name).state_dict())
+    except (WeightsError, ValueError) as error:
+        raise SystemExit(f"--init {name}: {error}") from error
+    except RuntimeError as error:
+        raise SystemExit(
+            f"--init {name}: other layers than those asked for; --arch, --pool, --batch-norm and "
+            f"--hidden-features must be those of the weights.\n{error}"
+        ) from error
 
 
 def to_device(faces: Faces, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -146,6 +153,8 @@ def main(arguments: list[str] | None = None) -> None:
         config.batch_norm,
         config.dropout,
     )
+    if config.init:
+        start_from(config.init, network)
     trainer = Trainer(
         network, config, images, labels,
         votes=votes, votes_weight=config.votes_weight, world=world, rank=rank,
@@ -198,13 +207,18 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(130)
     bar.close()
     if rank == 0 and isinstance(trainer.average, ImprovedVGG19) and config.batch_norm:
-        save_pretrained(
-            trainer.average,
-            out / "weights",
-            trained_on=f"The {len(images):,} Training images of FER2013, {config.epochs} epochs.",
-            selected_on="The weights after the last epoch; no epoch was picked.",
-            dataset_license=DATASET_LICENSE,
-        )
+        whole = f", of {len(images) + len(held):,}" if len(held) else ""
+        begun = f", from the weights {config.init}" if config.init else ""
+        for folder, dtype in (("weights", torch.float16), ("weights-float32", torch.float32)):
+            save_pretrained(
+                trainer.average,
+                out / folder,
+                trained_on=f"{len(images):,} Training images of FER2013{whole}, "
+                f"{config.epochs} epochs{begun}.",
+                selected_on="The weights after the last epoch; no epoch was picked.",
+                dataset_license=DATASET_LICENSE,
+                dtype=dtype,
+            )
         print(f"The weights are in {out / 'weights'}: python tools/evaluate.py --weights ...")
     if world > 1:
         dist.destroy_process_group()
