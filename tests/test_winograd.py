@@ -125,6 +125,20 @@ def test_two_runs_are_identical() -> None:
     assert torch.equal(results[0][1], results[1][1])
 
 
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_gradients_need_no_copies_but_one(memory_format: torch.memory_format) -> None:
+    block = nn.Sequential(
+        nn.Conv2d(64, 64, 3, padding=1), nn.BatchNorm2d(64), nn.ReLU(inplace=True)
+    ).to(memory_format=memory_format)
+    winograd.use_winograd(block)
+    y = block(torch.randn(2, 64, 8, 8))
+    # CopySlices, what a change of a view leaves, would copy the gradient into NCHW.
+    assert y.grad_fn is not None and y.grad_fn.name() == "ReluBackward0"
+    y.sum().backward()
+    weight = block[0].weight
+    assert weight.grad is not None and weight.grad.stride() == weight.stride()
+
+
 def test_plain_where_it_does_not_pay() -> None:
     layer, reference = convolution(64, 64)
     x = torch.randn(1, 64, 44, 44)

@@ -1,6 +1,6 @@
 """Train the network's 3x3 convolutions in Winograd form: the same sums in fewer products.
 
-On a CPU without bfloat16 the training step is bound by multiplications, and a Winograd
+On a CPU without fast bfloat16 the training step is bound by multiplications, and a Winograd
 (Toom-Cook) convolution needs up to 4.6 times fewer than the direct one (Lavin and Gray,
 "Fast Algorithms for Convolutional Neural Networks", 2015). Each axis of length n becomes
 ``points x tiles`` samples by one small matrix, which also holds the zero padding; the
@@ -146,8 +146,9 @@ class _Convolution(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             dsamples = torch.bmm(dproduct.transpose(1, 2), data)
             dsamples = dsamples.view(w.points, h.points, -1)
-            dweight = _contract(dsamples, w.kernel.t(), h.kernel.t()).view(9, -1)
-            dweight = dweight.t().reshape(c_out, c_in, 3, 3)
+            dweight = _contract(dsamples, w.kernel.t(), h.kernel.t())
+            # Only a view: it is copied once, where the gradient is kept, in the weight's layout.
+            dweight = dweight.view(3, 3, c_out, c_in).permute(2, 3, 0, 1)
         if ctx.needs_input_grad[0]:
             ddata = torch.bmm(dproduct, samples)
             dx = _contract(ddata.view(w.points, len(h.data), -1), w.data.t(), h.data.t())
@@ -158,7 +159,7 @@ class _Convolution(torch.autograd.Function):
 def _samples(weight: Tensor, height: int, width: int) -> Tensor:
     """(C_out, C_in, 3, 3) to (points, C_out, C_in)."""
     h, w = _axis(height), _axis(width)
-    taps = weight.reshape(-1, 9).t().contiguous().view(3, 3, -1)
+    taps = weight.permute(2, 3, 0, 1).contiguous().view(3, 3, -1)
     return _expand(taps, w.kernel, h.kernel, w.points).view(-1, *weight.shape[:2])
 
 
@@ -200,6 +201,13 @@ class _BatchNorm2d(nn.BatchNorm2d):
             return super().forward(x)
         # The statistics do not care which axis is which: H as batch, W and N as the image.
         return super().forward(x.permute(2, 1, 3, 0)).permute(3, 1, 0, 2)
+
+
+class _ReLU(nn.ReLU):
+    def forward(self, x: Tensor) -> Tensor:
+        # Not in place: x is a view of what BatchNorm returned, and the backward pass of a change
+        # of a view copies the whole gradient, into another layout at that.
+        return nn.functional.relu(x, self.inplace and not _batch_inside(x))
 
 
 def _pool(x: Tensor, forward: Callable[[Tensor], Tensor]) -> Tensor:
@@ -255,6 +263,8 @@ def use_winograd(model: nn.Module) -> None:
                 module.__class__ = _Conv2d
         elif type(module) is nn.BatchNorm2d:
             module.__class__ = _BatchNorm2d
+        elif type(module) is nn.ReLU:
+            module.__class__ = _ReLU
         elif type(module) is nn.MaxPool2d:
             module.__class__ = _MaxPool2d
         elif type(module) is nn.AvgPool2d:
