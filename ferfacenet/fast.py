@@ -66,7 +66,7 @@ def fast_forward(model: nn.Module, precision: Precision) -> Callable[[Tensor], T
     if network is None or (precision == "auto" and network.dtype == torch.float64):
         return None
     device = network.device
-    narrow = precision == "bfloat16" or (precision == "auto" and has_bfloat16(device))
+    narrow = precision == "bfloat16" or (precision == "auto" and prefers_bfloat16(device))
     dtype = torch.bfloat16 if narrow else torch.float32
 
     def forward(x: Tensor) -> Tensor:
@@ -106,17 +106,21 @@ def _is_untouched(module: nn.Module) -> bool:
     return not (module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
 
 
-def has_bfloat16(device: torch.device) -> bool:
-    """Whether the device multiplies bfloat16 in hardware: on a CPU, AVX512-BF16, AMX or ARM's
-    BF16, with an oneDNN that uses it; on a GPU, compute capability 8."""
+def prefers_bfloat16(device: torch.device) -> bool:
+    """Whether the device multiplies bfloat16 in units of its own that are faster than float32: on
+    a CPU, AMX or ARM's BF16, with an oneDNN that uses it; on a GPU, compute capability 8.
+
+    AVX512-BF16 alone is not enough. Measured on an Intel Xeon that has it without AMX, its
+    products of matrices are no faster than float32's, and float32 in Winograd's form is twice as
+    fast as bfloat16 (docs/speed.md)."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     if device.type != "cpu" or not _can_prepack(torch.bfloat16):
         return False
     # PyTorch before 2.9 has only the private function.
     has: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    older = getattr(torch.cpu, "_is_avx512_bf16_supported", bool)
-    return bool(older()) or any(has.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    older = getattr(torch.cpu, "_is_amx_tile_supported", bool)
+    return bool(older()) or any(has.get(name) for name in ("amx_bf16", "bf16"))
 
 
 # What the model is made of ------------------------------------------------------------------

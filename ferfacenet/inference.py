@@ -69,8 +69,8 @@ def predict_proba(
             centre 44x44 crop alone.
         batch_size: the most views (crops) that exist, and that the model is given, at once;
             with ten crops, those of ``batch_size // 10`` images (of one, in parts, if less).
-        precision: ``"float32"``; ``"bfloat16"``; or ``"auto"``, the faster of the two that
-            the device computes natively.
+        precision: ``"float32"``; ``"bfloat16"``; or ``"auto"``, the faster of the two on
+            the device.
 
     Returns:
         (N, C) float32 on the CPU, in [0, 1], each row summing to 1, columns in the order of

@@ -79,6 +79,7 @@ def test_a_run_writes_its_tables_and_keeps_those_of_earlier_runs(
     for row in report["forward"]["rows"]:
         ratio = row["plain, ms"]["median_ms"] / row["ours, ms"]["median_ms"]
         assert row["times as fast as plain"] == pytest.approx(ratio)
+        assert {"times as fast, in float32", "times as fast, in bfloat16"} & row.keys()
         assert row["plain, ms"]["low_ms"] <= row["plain, ms"]["high_ms"]
     assert [row["PublicTest accuracy, %"] for row in report["tta"]["rows"]] == [62.5, 50, 60]
     assert [row["images"] for row in report["bfloat16"]["rows"]] == [3, 7, 7]

@@ -2,7 +2,7 @@
 
   python tools/benchmark.py --out runs/benchmark
   python tools/benchmark.py --out runs/benchmark --peers --data fer2013.csv \\
-      --evaluation docs/results/first/evaluation.json --plot accuracy-time.png
+      --evaluation docs/results/release/evaluation.json --plot accuracy-time.png
 
 prints its tables and writes them to OUT/benchmark.md, and every figure to OUT/benchmark.json.
 A run of some sections (--only) replaces those and keeps the rest. The whole takes about 15
@@ -58,7 +58,7 @@ from tqdm import tqdm
 from train import RECIPES
 
 from ferfacenet import ImprovedVGG19, load_pretrained, predict_proba
-from ferfacenet.fast import has_bfloat16
+from ferfacenet.fast import Precision, prefers_bfloat16
 from ferfacenet.hub import write_atomically
 from ferfacenet.inference import TTA, views
 
@@ -135,7 +135,7 @@ def view_flops(model: ImprovedVGG19, side: int) -> float:
 
 def measure_limits(run: Run) -> Limits:
     """In the dtype that ``precision="auto"`` takes on this CPU."""
-    dtype = torch.bfloat16 if has_bfloat16(torch.device("cpu")) else torch.float32
+    dtype = torch.bfloat16 if prefers_bfloat16(torch.device("cpu")) else torch.float32
     a, memory = torch.randn(2048, 2048).to(dtype), torch.ones(2**26)
     times = run.time({"multiply matrices": lambda: a @ a, "read memory": memory.sum})
     multiply, read = times["multiply matrices"].median, times["read memory"].median
@@ -177,7 +177,8 @@ def random_faces(n: int) -> Image8:
 
 
 def compared(run: Run, limits: Limits, count: int, tta: TTA | None, calls: Calls) -> Row:
-    """A row for ``count`` images: the calls "plain" and "ours" (and "float32")."""
+    """A row for ``count`` images: the calls "plain" and "ours" (and "other", ours in the other
+    precision)."""
     times = run.time(calls)
     shape = views(torch.zeros(count, 1, 48, 48), tta).shape
     least = limits.seconds(run.model, shape[0] * shape[1], shape[-1])
@@ -190,9 +191,15 @@ def compared(run: Run, limits: Limits, count: int, tta: TTA | None, calls: Calls
         "limit, ms": 1e3 * least,
         "ours / limit": ours / least,
     }
-    if "float32" in times:
-        row["times as fast, in float32"] = times["plain"].median / times["float32"].median
+    if "other" in times:
+        precision = _other(limits)
+        row[f"times as fast, in {precision}"] = times["plain"].median / times["other"].median
     return row
+
+
+def _other(limits: Limits) -> Precision:
+    """The precision that ``"auto"`` does not take here."""
+    return "float32" if limits.width == 2 else "bfloat16"
 
 
 # The sections ---------------------------------------------------------------------------------
@@ -208,8 +215,7 @@ def forward(run: Run) -> list[Row]:
         ours = partial(predict_proba, model, x, tta=tta)
         calls: dict[str, Callable[[], object]] = {"plain": partial(plain, model, x, tta)}
         calls["ours"] = ours
-        if limits.width == 2:
-            calls["float32"] = partial(ours, precision="float32")
+        calls["other"] = partial(ours, precision=_other(limits))
         head = {"images": len(x), "tta": str(tta)}
         rows.append(head | compared(run, limits, len(x), tta, calls))
     return rows
@@ -637,7 +643,7 @@ def _processor() -> str:
 
 def _machine() -> str:
     busy = f", load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
-    dtype = "bfloat16" if has_bfloat16(torch.device("cpu")) else "float32"
+    dtype = "bfloat16" if prefers_bfloat16(torch.device("cpu")) else "float32"
     return (
         f"{torch.get_num_threads()} threads on {os.cpu_count()} cores ({_processor()}{busy}), "
         f'PyTorch {torch.__version__}, `precision="auto"` is {dtype}.'

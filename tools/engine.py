@@ -28,7 +28,7 @@ from tqdm import tqdm
 from winograd import keep_memory, use_winograd
 
 from ferfacenet import ImprovedVGG19
-from ferfacenet.fast import has_bfloat16
+from ferfacenet.fast import prefers_bfloat16
 from ferfacenet.transforms import CROP, SIZE, normalise
 
 
@@ -59,8 +59,8 @@ class Settings(Augmentation):
     sizes: str = "44"  # side of the training images, as 44, or 32x4,44 for 4 epochs at 32 first
     crop: bool = True  # only random crops and mirrors, or else the ranges of Augmentation
     seed: int = 0
-    amp: str = "auto"  # bf16 autocast: auto (where the hardware has it), on, off
-    conv: str = "auto"  # winograd, plain, or auto: winograd on a CPU without bf16
+    amp: str = "auto"  # bf16 autocast: auto (where it is faster), on, off
+    conv: str = "auto"  # winograd, plain, or auto: winograd on a CPU, but not in bf16
     device: str = "auto"
 
     def size(self, epoch: int) -> int:
@@ -279,7 +279,9 @@ class Trainer:
                 f"a batch of {settings.batch_size} cannot be shared by {world} processes"
             )
         on_cpu = self.device.type == "cpu"
-        self.bf16 = settings.amp == "on" or (settings.amp == "auto" and has_bfloat16(self.device))
+        self.bf16 = settings.amp == "on" or (
+            settings.amp == "auto" and prefers_bfloat16(self.device)
+        )
         self.network = network
         self.trainee = Trainee(network, votes is not None).to(self.device)
         self.trainee.to(memory_format=torch.channels_last)
