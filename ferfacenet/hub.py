@@ -53,9 +53,9 @@ class _Registered:
 #: The named weights; ``python tools/publish.py register FOLDER`` prints such an entry.
 _REGISTRY: dict[str, _Registered] = {
     "fer2013": _Registered(
-        sha256="509764e9ce16a5069507f6a8295985fb62d7f42766835c8905bfe73f2a284f85",
+        sha256="7d7d87b1ecf9b759f3ddf852a4ce41d8ae84f5ea54cc5c670612ac1a1c039684",
         size=40162340,
-        config_sha256="cf281060f222d36752a43936a684b1b13cc8a979f1bf41fce36e4e0c31965b0a",
+        config_sha256="c647d390da2961e1109893c7bee56525407c7a9dd7ffc904c664321f014a95b2",
     ),
     "ckplus": _Registered(
         sha256="d5476ea9000a9f5f4df98d4e6401e5374a2643a7ab6bc866c2ccedbe93f95a05",
