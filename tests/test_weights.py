@@ -613,7 +613,7 @@ def test_loading_costs_little_more_than_reading(saved: Path) -> None:
     """Each measurement is the first in a forked process, since memory that was used before is
     cheap, and of one thread's processor time, which the machine's other work changes little."""
     code = f"""{PEAK}
-import os, time
+import hashlib, os, time
 import torch
 from ferfacenet.hub import load_pretrained
 
@@ -625,6 +625,14 @@ def plain():
         file.readinto(data.numpy().data)
     halves = data[: len(data) // 2 * 2].view(torch.float16)
     return [part.float() for part in halves.split(2_000_000)]
+
+def hashed():
+    kept = plain()
+    with open(folder + "/model.safetensors", "rb") as file:
+        digest = hashlib.sha256()
+        while part := file.read(2**20):
+            digest.update(part)
+    return kept, digest.hexdigest()
 
 def load():
     return load_pretrained(folder)
@@ -640,17 +648,20 @@ def measured(call):
     os.close(send)
     return eval(os.read(receive, 100))
 
-pairs = [(measured(plain), measured(load)) for _ in range(9)]
-print(min(b[0] for a, b in pairs) / min(a[0] for a, b in pairs), max(b[1] for a, b in pairs))
+rounds = [(measured(plain), measured(hashed), measured(load)) for _ in range(9)]
+fastest = [min(seconds for seconds, _ in measurements) for measurements in zip(*rounds)]
+print(fastest[2] / fastest[0], fastest[2] / fastest[1], max(load[1] for _, _, load in rounds))
 """
     done = run(code, env={"OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr
-    duration, memory = map(float, done.stdout.split())
+    duration, beside_hashing, memory = map(float, done.stdout.split())
     parameters = sum(p.numel() for p in load_pretrained(saved).parameters())
     assert 4 * parameters < memory < 2.2 * 4 * parameters
     if os.getloadavg()[0] > (os.cpu_count() or 1):
         pytest.skip(f"the machine is busy with other work, so {duration:.2f} means nothing")
-    assert duration < 1.5
+    # What sha256 costs beside copying is the processor's affair: the ratio was 1.45 on an EPYC and
+    # 1.67 on a Xeon. Where it is dear, what is ours is bounded.
+    assert duration < 1.5 or beside_hashing < 1.2
 
 
 # --- what a bad file may put into an error -------------------------------------------------
