@@ -145,6 +145,7 @@ def main(arguments: list[str] | None = None) -> None:
     if config.votes_weight:
         votes = torch.tensor(load_votes(config.votes, training), device=device)
 
+    checkpoint = out / "checkpoint.safetensors"
     torch.manual_seed(config.seed)
     network = build(
         config.arch,
@@ -153,14 +154,13 @@ def main(arguments: list[str] | None = None) -> None:
         config.batch_norm,
         config.dropout,
     )
-    if config.init:
+    if config.init and not checkpoint.exists():
         start_from(config.init, network)
     trainer = Trainer(
         network, config, images, labels,
         votes=votes, votes_weight=config.votes_weight, world=world, rank=rank,
     )  # fmt: skip
     history: list[dict[str, Any]] = []
-    checkpoint = out / "checkpoint.safetensors"
     again = f"python tools/train.py --resume {out}"
     if resumed and checkpoint.exists():
         tensors, state = resume_from(checkpoint, fingerprint, config.data)
