@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,20 @@ def plot_curves(history: Sequence[dict[str, Any]], path: Path) -> None:
     for axes in (left, right):
         axes.grid(alpha=0.3)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    figure.savefig(path, dpi=110)
+
+
+def plot_variants(histories: Mapping[str, Sequence[dict[str, Any]]], path: Path) -> None:
+    """PublicTest accuracy over the epochs of several runs, by name, to a PNG."""
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.subplots()
+    for name, history in histories.items():
+        accuracies = [100 * line["public_accuracy"] for line in history]
+        axes.plot([line["epoch"] for line in history], accuracies, marker=".", label=name)
+    axes.set(xlabel="epoch", ylabel="PublicTest, one centre crop, accuracy in %")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
     figure.savefig(path, dpi=110)
 
 
