@@ -36,6 +36,7 @@ from ckplus import CATEGORIES, Frames, load
 from engine import (
     Settings,
     Trainer,
+    load_init,
     parse_run,
     resume_from,
     save_checkpoint,
@@ -47,7 +48,7 @@ from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ferfacenet import ImprovedVGG19, WeightsError, load_pretrained, save_pretrained
+from ferfacenet import ImprovedVGG19, save_pretrained
 from ferfacenet.hub import write_atomically
 
 
@@ -151,10 +152,7 @@ def build(config: Config) -> ImprovedVGG19:
             hidden_features=config.hidden_features or None,
         )
     else:
-        try:
-            model = load_pretrained(config.init)
-        except (WeightsError, ValueError) as error:
-            raise SystemExit(f"--init {config.init}: {error}") from error
+        model = load_init(config.init)
         old, known = model.classifier, model.categories or ()
         model.dropout = nn.Dropout(config.dropout)
         model.reset_classifier(len(CATEGORIES))

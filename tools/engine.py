@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from winograd import keep_memory, use_winograd
 
-from ferfacenet import ImprovedVGG19
+from ferfacenet import ImprovedVGG19, WeightsError, load_pretrained
 from ferfacenet.fast import prefers_bfloat16
 from ferfacenet.transforms import CROP, SIZE, normalise
 
@@ -164,6 +164,14 @@ def stop_cleanly() -> None:
     background and Ctrl-C is ignored."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
+
+
+def load_init(name: str) -> ImprovedVGG19:
+    """The network of --init's name, folder or Hub id; one line ends the process if it is bad."""
+    try:
+        return load_pretrained(name)
+    except (WeightsError, ValueError) as error:
+        raise SystemExit(f"--init {name}: {error}") from error
 
 
 class Trainee(nn.Module):

@@ -28,6 +28,7 @@ from engine import (
     Settings,
     Trainer,
     accuracy,
+    load_init,
     parse_run,
     resume_from,
     save_checkpoint,
@@ -39,7 +40,7 @@ from networks import build
 from torch import Tensor
 from tqdm import tqdm
 
-from ferfacenet import ImprovedVGG19, WeightsError, load_pretrained, save_pretrained
+from ferfacenet import ImprovedVGG19, save_pretrained
 from ferfacenet.hub import write_atomically
 
 
@@ -108,10 +109,9 @@ def parse(arguments: list[str] | None = None) -> tuple[Config, Path, bool]:
 
 def start_from(name: str, network: torch.nn.Module) -> None:
     """Give the network the weights that ``name`` stands for."""
+    weights = load_init(name).state_dict()
     try:
-        network.load_state_dict(load_pretrained(name).state_dict())
-    except (WeightsError, ValueError) as error:
-        raise SystemExit(f"--init {name}: {error}") from error
+        network.load_state_dict(weights)
     except RuntimeError as error:
         raise SystemExit(
             f"--init {name}: other layers than those asked for; --arch, --pool, --batch-norm and "
