@@ -53,9 +53,9 @@ class _Registered:
 #: The named weights; ``python tools/publish.py register FOLDER`` prints such an entry.
 _REGISTRY: dict[str, _Registered] = {
     "fer2013": _Registered(
-        sha256="7d7d87b1ecf9b759f3ddf852a4ce41d8ae84f5ea54cc5c670612ac1a1c039684",
+        sha256="ff8123f197e3b58fccbb30fdd6b2d2958c8fdfc11c15a83c2ded14a0b9930b5f",
         size=40162340,
-        config_sha256="c647d390da2961e1109893c7bee56525407c7a9dd7ffc904c664321f014a95b2",
+        config_sha256="9138b817bbaf9fba7298f052423824a58f83a81e44661d6f63104b3c49b81cc6",
     ),
     "ckplus": _Registered(
         sha256="d5476ea9000a9f5f4df98d4e6401e5374a2643a7ab6bc866c2ccedbe93f95a05",

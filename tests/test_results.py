@@ -15,6 +15,7 @@ from ferfacenet.hub import WeightsConfig
 RESULTS = ROOT / "docs" / "results"
 PAGE = (ROOT / "docs" / "results.md").read_text()
 README = (ROOT / "README.md").read_text()
+SHIPPED = "release2"  # the run whose weights are bundled as fer2013
 FOLDS = sorted(RESULTS.glob("ckplus-*/result.json"))
 
 
@@ -23,7 +24,7 @@ def read(path: Path) -> Any:
 
 
 def test_the_table_of_views() -> None:
-    found, held = (read(RESULTS / "release" / f"{name}.json") for name in ("evaluation", "holdout"))
+    found, held = (read(RESULTS / SHIPPED / f"{name}.json") for name in ("evaluation", "holdout"))
     for tta, label in (("ten_crop", '"ten_crop"'), ("flip", '"flip"'), ("single", "None")):
         (row,) = [line for line in PAGE.splitlines() if line.startswith(f"| `tta={label}`")]
         figures = [cell.strip() for cell in row.split("|")[2:6]]
@@ -42,10 +43,10 @@ def test_the_table_of_views() -> None:
 
 
 def test_what_float16_changes() -> None:
-    found = read(RESULTS / "release" / "evaluation.json")
+    found = read(RESULTS / SHIPPED / "evaluation.json")
     differ = found["decisions_that_differ"]
     assert found["images"] == 3589
-    assert max(differ.values()) <= 4
+    assert max(differ.values()) <= 3
     assert (
         f'{differ["ten_crop"]} of the 3,589 decisions by ten crops, {differ["flip"]} by `"flip"` '
         f"and {differ['single']} by one crop"
@@ -53,7 +54,7 @@ def test_what_float16_changes() -> None:
 
 
 def test_the_runs_that_were_tried() -> None:
-    for run, epochs in (("first", 9), ("release", None)):
+    for run, epochs in (("first", 9), ("release", 30), (SHIPPED, None)):
         found = read(RESULTS / run / "evaluation.json")
         lines = (RESULTS / run / "metrics.jsonl").read_text().splitlines()
         assert len(lines) == epochs or epochs is None
@@ -62,14 +63,14 @@ def test_the_runs_that_were_tried() -> None:
 
 
 def test_the_table_of_classes() -> None:
-    found = read(RESULTS / "release" / "evaluation.json")
+    found = read(RESULTS / SHIPPED / "evaluation.json")
     for name, of in found["per_class"].items():
         shares = " | ".join(f"{100 * of[kind]:.1f}" for kind in ("recall", "precision", "f1"))
         assert f"| {name} | {shares} | {of['support']} |" in PAGE
 
 
 def test_the_curve() -> None:
-    lines = (RESULTS / "release" / "metrics.jsonl").read_text().splitlines()
+    lines = (RESULTS / SHIPPED / "metrics.jsonl").read_text().splitlines()
     for epoch in map(json.loads, lines):
         accuracy = f"{100 * epoch['train_accuracy']:.1f} | {100 * epoch['public_accuracy']:.1f}"
         accuracy += f" | {100 * epoch['holdout_accuracy']:.1f}"
@@ -118,8 +119,8 @@ def test_the_faces_in_photos() -> None:
 @pytest.mark.parametrize(
     ("name", "measured"),
     [
-        ("fer2013", "release/evaluation.json"),
-        ("fer2013", "release/holdout.json"),
+        ("fer2013", f"{SHIPPED}/evaluation.json"),
+        ("fer2013", f"{SHIPPED}/holdout.json"),
         ("ckplus", "ckplus-subject/result.json"),
     ],
 )
