@@ -285,7 +285,7 @@ def test_finetune_learns_three_own_classes(tmp_path: Path) -> None:
             image = rng.integers(0, 100, (48, 48), np.uint8)
             image[{"bottom": slice(24, 48), "top": slice(0, 24), "neither": slice(0)}[kind]] += 120
             cv2.imwrite(str(folder / f"{index}.png"), image)
-    done = run("finetune.py", tmp_path / "photos", tmp_path / "out", "--epochs", 8)
+    done = run("finetune.py", tmp_path / "photos", tmp_path / "out")
     assert done.returncode == 0, done.stderr
     found = re.fullmatch(r"bottom, neither, top: (.*)% of 6 held-out pictures right\n", done.stdout)
     assert found, done.stdout

@@ -59,6 +59,9 @@ def main() -> None:
     steps = options.epochs * -(-len(train) // options.batch_size)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     model.train()
+    for layer in model.modules():
+        if isinstance(layer, torch.nn.BatchNorm2d):
+            layer.eval()  # a few pictures make poor statistics: those of the weights stay
     for _ in (bar := tqdm(range(options.epochs), unit="epoch")):
         for part in train[torch.randperm(len(train))].split(options.batch_size):
             loss = F.cross_entropy(model(augment(x[part])), y[part], label_smoothing=0.1)
