@@ -13,11 +13,11 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import train
 from figures import plot_variants
 from networks import build
 
@@ -88,7 +88,6 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--runs", type=Path, required=True, help="folder for unfinished runs")
     parser.add_argument("--out", type=Path, required=True, help="folder for the results")
     given, passed_on = parser.parse_known_args(arguments)
-    script = Path(__file__).with_name("train.py")
     for name, flags in VARIANTS.items():
         run, kept = given.runs / slug(name), given.out / slug(name)
         if (kept / "metrics.jsonl").exists():
@@ -98,9 +97,7 @@ def main(arguments: list[str] | None = None) -> None:
             command = ["--resume", str(run)]
         else:
             command = ["--data", given.data, "--out", str(run), *SHARED, *passed_on, *flags]
-        ended = subprocess.run([sys.executable, str(script), *command], check=False)
-        if ended.returncode:
-            sys.exit(ended.returncode)
+        train.main(command)
         config = json.loads((run / "config.json").read_text()) | {"data": given.data}
         kept.mkdir(parents=True, exist_ok=True)
         write_atomically(kept / "config.json", (json.dumps(config, indent=2) + "\n").encode())
