@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import ablations
 import pytest
 from conftest import ROOT
 
@@ -60,6 +61,25 @@ def test_the_runs_that_were_tried() -> None:
         assert len(lines) == epochs or epochs is None
         (row,) = [line for line in PAGE.splitlines() if line.startswith(f"| [{run}](")]
         assert f"| {len(lines)} | {100 * found['accuracy']['ten_crop']:.2f} |" in row
+
+
+def test_the_ablations() -> None:
+    folder = RESULTS / "ablations"
+    assert ablations.table(folder) in PAGE
+    configs = [read(folder / ablations.slug(name) / "config.json") for name in ablations.VARIANTS]
+    base, *others = configs
+    assert base["epochs"] >= 10
+    changed = [[key for key in base if base[key] != other[key]] for other in others]
+    assert changed == [
+        ["pool"],
+        ["hidden_features"],
+        ["loss"],
+        ["batch_norm"],
+        ["dropout"],
+        ["arch"],
+    ]
+    for name in ablations.VARIANTS:
+        assert len(ablations.read_lines(folder / ablations.slug(name))) == base["epochs"]
 
 
 def test_the_table_of_classes() -> None:

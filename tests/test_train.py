@@ -202,6 +202,13 @@ def test_formula_one_is_binary_cross_entropy_over_softmax_outputs() -> None:
     plain = engine.soft_loss(logits, targets, "cross-entropy")
     torch.testing.assert_close(plain, -(targets * h.log()).sum(1).mean())
 
+    equal = torch.zeros(5, 7, dtype=torch.float64, requires_grad=True)
+    paper, usual = (
+        torch.autograd.grad(engine.soft_loss(equal, targets, kind), equal)[0]
+        for kind in ("paper", "cross-entropy")
+    )
+    torch.testing.assert_close(paper, usual / 6)
+
 
 def test_recipes_and_schedules() -> None:
     paper, _, _ = train.parse(["--recipe", "paper", "--data", "x", "--out", "/tmp/none"])
