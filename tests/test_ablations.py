@@ -4,9 +4,25 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import ablations
 import pytest
+
+
+def assert_one_change_each(out: Path) -> dict[str, Any]:
+    """Each ablation in the folder differs from the first in the setting it is named after; the
+    first one's settings."""
+    configs: list[dict[str, Any]] = [
+        json.loads((out / ablations.slug(name) / "config.json").read_text())
+        for name in ablations.VARIANTS
+    ]
+    base, *others = configs
+    changed = [{key for key in base if config[key] != base[key]} for config in others]
+    assert changed == [
+        {"pool"}, {"hidden_features"}, {"loss"}, {"batch_norm"}, {"dropout"}, {"arch"},
+    ]  # fmt: skip
+    return base
 
 
 def test_every_variant_is_trained_once_and_tabulated(
@@ -17,20 +33,13 @@ def test_every_variant_is_trained_once_and_tabulated(
     call += ["--sizes", "32", "--batch-size", "7", "--limit", "14", "--device", "cpu"]
     ablations.main(call)
     printed = capfd.readouterr().out
-    configs = {}
     for name, flags in ablations.VARIANTS.items():
-        folder = out / ablations.slug(name)
-        configs[name] = json.loads((folder / "config.json").read_text())
-        (line,) = ablations.read_lines(folder)
+        (line,) = ablations.read_lines(out / ablations.slug(name))
         (row,) = [row for row in printed.splitlines() if row.startswith(f"| {name} |")]
         assert f"| {100 * line['public_accuracy']:.2f} |" in row
         assert " ".join(flags) in row
-    base = configs.pop(ablations.BASE)
+    base = assert_one_change_each(out)
     assert (base["epochs"], base["limit"], base["lr"]) == (1, 14, 0.01)
-    changed = [{key for key in base if config[key] != base[key]} for config in configs.values()]
-    assert changed == [
-        {"pool"}, {"hidden_features"}, {"loss"}, {"batch_norm"}, {"dropout"}, {"arch"},
-    ]  # fmt: skip
     assert not any(runs.iterdir())
     assert (out / "table.md").read_text() == ablations.table(out)
     assert (out / "curves.png").stat().st_size > 5000
