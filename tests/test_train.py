@@ -9,8 +9,10 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import engine
+import evaluate
 import fer2013
 import pytest
 import torch
@@ -19,8 +21,9 @@ import train
 from augment import NUMBERS, Augmentation, augment
 from conftest import ROOT, csv_text
 from safetensors.torch import load_file, save_file
+from tqdm import tqdm
 
-from ferfacenet import load_pretrained
+from ferfacenet import ImprovedVGG19, load_pretrained, predict_proba
 
 SCRIPT = ROOT / "tools" / "train.py"
 TINY = [
@@ -82,7 +85,7 @@ def test_a_stopped_run_resumes_bit_identical(
     process.send_signal(how)
     _, err = process.communicate()
     if how != signal.SIGKILL:
-        assert process.returncode == 130
+        assert process.returncode == 130, err
         assert "Traceback" not in err
         assert f"--resume {run}" in err
     resumed = start(["--resume", str(run)])
@@ -94,6 +97,30 @@ def test_a_stopped_run_resumes_bit_identical(
     assert found.keys() == expected.keys()
     for name, value in expected.items():
         assert torch.equal(found[name], value), name
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_waits_until_the_epoch_is_written(
+    number: signal.Signals, tiny: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    draw, handlers = train.plot_curves, {n: signal.getsignal(n) for n in (2, 15)}
+
+    def draw_while_it_comes(history: list[dict[str, Any]], path: Path) -> None:
+        os.kill(os.getpid(), number)
+        time.sleep(0)  # where Python would raise KeyboardInterrupt
+        draw(history, path)
+
+    monkeypatch.setattr(train, "plot_curves", draw_while_it_comes)
+    try:
+        with pytest.raises(SystemExit) as stopped:
+            train.main(["--data", str(tiny), "--out", str(tmp_path / "run"), *TINY])
+    finally:
+        for each, handler in handlers.items():
+            signal.signal(each, handler)
+    assert stopped.value.code == 130
+    assert (tmp_path / "run" / "curves.png").stat().st_size > 5000
+    assert "after 1 whole epochs of 3" in capsys.readouterr().err
 
 
 def test_resuming_refuses_other_data_and_torn_checkpoints(
@@ -182,7 +209,10 @@ def test_two_processes_train_as_one(tiny: Path, tmp_path: Path) -> None:
     for a, b in zip(one, two, strict=True):
         assert b["loss"] == pytest.approx(a["loss"], rel=5e-4)
     first, second = (load_file(tmp_path / n / "checkpoint.safetensors") for n in ("one", "two"))
-    for name in ("trainee.network.features.1.running_mean", "trainee.network.features.0.weight"):
+    for name in (
+        "trainee.network.features.1.running_mean", "trainee.network.features.0.weight",
+        "average.features.1.running_mean",  # of --precise-bn
+    ):  # fmt: skip
         torch.testing.assert_close(first[name], second[name], rtol=1e-2, atol=1e-3)
 
 
@@ -283,6 +313,71 @@ def test_a_run_starts_from_the_weights_that_init_names(
     ):
         with pytest.raises(SystemExit, match=f"--init .*{remedy}"):
             train.main([*common, *options, "--out", str(tmp_path / str(number))])
+
+
+def test_teachers_are_learned_from_and_asked_once(whole: Path, tiny: Path, tmp_path: Path) -> None:
+    run, bundled = tmp_path / "run", load_pretrained("fer2013")
+    train.main(
+        ["--data", str(tiny), *TINY, "--epochs", "1", "--teachers", f"{whole / 'weights'},fer2013",
+         "--teacher-weight", "0.75", "--label-smoothing", "0", "--out", str(run)]
+    )  # fmt: skip
+    faces = train.load(tiny).split("Training")
+    answers = [
+        predict_proba(model, evaluate.prepare(model, faces.images), tta="flip")
+        for model in (load_pretrained(whole / "weights"), bundled)
+    ]
+    labels = F.one_hot(torch.from_numpy(faces.labels), 7)
+    expected = 0.25 * labels + 0.75 * torch.stack(answers).mean(0)
+    targets = load_file(run / "checkpoint.safetensors")["targets"]
+    torch.testing.assert_close(targets, expected)
+
+    config = json.loads((run / "config.json").read_text()) | {"teachers": "gone"}
+    (run / "config.json").write_text(json.dumps(config))
+    train.main(["--resume", str(run), "--epochs", "2"])
+    assert torch.equal(load_file(run / "checkpoint.safetensors")["targets"], targets)
+    with pytest.raises(SystemExit, match=r"--teachers gone: "):
+        train.main(
+            ["--data", str(tiny), *TINY, "--teachers", "gone", "--out", str(tmp_path / "new")]
+        )
+
+
+def test_targets_are_what_is_learned(tiny: Path) -> None:
+    # At weight 1 the labels drop out: two runs whose labels differ take the same step.
+    images, labels = train.to_device(train.load(tiny).split("Training"), torch.device("cpu"))
+    teacher = torch.rand(len(labels), 7, generator=torch.Generator().manual_seed(0)).softmax(1)
+    settings = engine.Settings(epochs=1, batch_size=7, sizes="32", label_smoothing=0.1, mixup=0.5)
+    found = []
+    for given, weight in ((labels, 1.0), (labels.flip(0), 1.0), (labels, 0.0)):
+        torch.manual_seed(0)
+        trainer = engine.Trainer(
+            ImprovedVGG19(), settings, images, given, teacher=teacher, teacher_weight=weight
+        )
+        with tqdm(disable=True) as bar:
+            found.append(trainer.train_epoch(0, bar, "")["loss"])
+    assert found[0] == found[1] != found[2]
+
+
+def test_precise_bn_measures_plain_crops(tiny: Path, tmp_path: Path) -> None:
+    common = ["--data", str(tiny), *TINY, "--epochs", "1", "--rotate", "90", "--erase", "1"]
+    models = []
+    for flag in ("--precise-bn", "--no-precise-bn"):
+        train.main([*common, flag, "--out", str(tmp_path / flag)])
+        models.append(load_pretrained(tmp_path / flag / "weights-float32"))
+    precise, plain = (dict(model.named_parameters()) for model in models)
+    for name, value in plain.items():
+        assert torch.equal(precise[name], value), name
+    x = evaluate.prepare(models[0], train.load(tiny).split("Training").images)
+    with torch.no_grad():
+        found = models[0].features[0](x)
+    expected = found.mean((0, 2, 3)), found.var((0, 2, 3))
+    for index, statistics in enumerate(
+        [(norm.running_mean, norm.running_var) for norm in (m.features[1] for m in models)]
+    ):
+        close = [
+            torch.allclose(a, b, rtol=0.05, atol=0.02)
+            for a, b in zip(statistics, expected, strict=True)
+        ]
+        assert close == [index == 0] * 2
 
 
 def test_held_out_images_have_no_twin_in_training(tiny: Path) -> None:

@@ -10,7 +10,8 @@ import math
 import os
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,6 +25,7 @@ from networks import PlainVGG19, share_batch_norm
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.optim.swa_utils import update_bn
 from tqdm import tqdm
 from winograd import keep_memory, use_winograd
 
@@ -56,6 +58,7 @@ class Settings(Augmentation):
     clip_value: float = 0.1  # each gradient entry is clipped to this; 0 for no clipping
     clip_norm: float = 0.0  # the whole gradient is clipped to this norm; 0 for no clipping
     ema: float = 0.0  # decay of the average of the weights that is kept and tested; 0 for none
+    precise_bn: bool = False  # BatchNorm's statistics measured anew at the end, on plain crops
     sizes: str = "44"  # side of the training images, as 44, or 32x4,44 for 4 epochs at 32 first
     crop: bool = True  # only random crops and mirrors, or else the ranges of Augmentation
     seed: int = 0
@@ -166,12 +169,31 @@ def stop_cleanly() -> None:
         signal.signal(number, signal.default_int_handler)
 
 
-def load_init(name: str) -> ImprovedVGG19:
-    """The network of --init's name, folder or Hub id; one line ends the process if it is bad."""
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Keep Ctrl-C and `kill` waiting while an epoch is written down: a KeyboardInterrupt inside
+    matplotlib's callbacks is dropped, or turned into another error."""
+    waiting = []
+    before = {
+        number: signal.signal(number, lambda number, _: waiting.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if waiting:
+        raise KeyboardInterrupt
+
+
+def load_init(name: str, flag: str = "--init") -> ImprovedVGG19:
+    """The network of the name, folder or Hub id that ``flag`` gives; one line ends the process if
+    it is bad."""
     try:
         return load_pretrained(name)
     except (WeightsError, ValueError) as error:
-        raise SystemExit(f"--init {name}: {error}") from error
+        raise SystemExit(f"{flag} {name}: {error}") from error
 
 
 class Trainee(nn.Module):
@@ -260,7 +282,8 @@ class Trainer:
 
     ``network`` is trained in place; ``average`` is its moving average where there is one, else
     the network itself, and is what a run is for. ``images`` (N, 48, 48) uint8, ``labels`` (N,)
-    int64, ``votes`` (N, len(VOTES)) float32.
+    int64, ``votes`` (N, len(VOTES)) float32. ``teacher`` (N, C) float32 are probabilities that are
+    learned with the share ``teacher_weight``, the labels with the rest.
     """
 
     def __init__(
@@ -272,12 +295,19 @@ class Trainer:
         *,
         votes: Tensor | None = None,
         votes_weight: float = 0.0,
+        teacher: Tensor | None = None,
+        teacher_weight: float = 0.0,
         world: int = 1,
         rank: int = 0,
     ) -> None:
         self.settings, self.world, self.rank = settings, world, rank
         self.images, self.labels = images, labels
         self.votes, self.votes_weight = votes, votes_weight
+        smoothing, classes = settings.label_smoothing, network.num_classes
+        self.targets = F.one_hot(labels, classes) * (1 - smoothing) + smoothing / classes
+        self.taught = teacher is not None
+        if teacher is not None:
+            self.targets.lerp_(teacher, teacher_weight)
         self.device = images.device
         self.steps_an_epoch = len(images) // settings.batch_size
         if not self.steps_an_epoch:
@@ -329,6 +359,8 @@ class Trainer:
         tensors = prefixed(self.trainee, "trainee.")
         if self.settings.ema:
             tensors |= prefixed(self.average, "average.")
+        if self.taught:
+            tensors["targets"] = self.targets
         for index, parameter in enumerate(self.parameters):
             buffer = self.optimizer.state[parameter]["momentum_buffer"]
             tensors[f"momentum.{index}"] = buffer.contiguous()
@@ -339,9 +371,34 @@ class Trainer:
         load_prefixed(self.trainee, tensors, "trainee.")
         if self.settings.ema:
             load_prefixed(self.average, tensors, "average.")
+        if "targets" in tensors:
+            self.taught, self.targets = True, tensors["targets"].to(self.device)
         for index, parameter in enumerate(self.parameters):
             momentum = tensors[f"momentum.{index}"].to(self.device)
             self.optimizer.state[parameter]["momentum_buffer"] = momentum
+
+    def measure_batch_norm(self) -> None:
+        """Set the statistics of ``average``'s BatchNorm to those over random crops and mirrors.
+
+        Those of training are of images that were rotated, erased and mixed, which is not what
+        the network is used on.
+        """
+        settings, count = self.settings, self.steps_an_epoch * self.settings.batch_size
+        generator = torch.Generator().manual_seed(settings.seed)
+        order = torch.randperm(len(self.images), generator=generator)[:count].to(self.device)
+        numbers = torch.rand(count, NUMBERS, generator=generator).to(self.device)
+        crops = Augmentation(crop=True)
+
+        def batches() -> Iterator[Tensor]:
+            for picked, drawn in zip(
+                order.split(settings.batch_size), numbers.split(settings.batch_size), strict=True
+            ):
+                x = augment(self.images[picked], drawn, crops, CROP, CROP)
+                x = normalise(x, self.network.mean, self.network.std)
+                yield x.contiguous(memory_format=torch.channels_last)
+
+        update_bn(batches(), self.average)
+        self.average.eval()
 
     def train_epoch(self, epoch: int, bar: tqdm[Any], after_nan: str) -> dict[str, Any]:
         """Train ``epoch``, counted from 0, and return its line of metrics.jsonl.
@@ -349,7 +406,6 @@ class Trainer:
         ``after_nan`` ends the message of the SystemExit that a loss which is not finite raises.
         """
         settings, network, device, votes = self.settings, self.network, self.device, self.votes
-        classes = network.num_classes
         # All that is random in an epoch follows from the seed and the epoch, so a resumed
         # run needs no generator state, and all processes draw the same numbers.
         seed = settings.seed * 1_000_003 + epoch
@@ -379,17 +435,16 @@ class Trainer:
             for group in self.optimizer.param_groups:
                 group["lr"] = lr
             x = augment(self.images[picked], numbers[picked], settings, size, CROP)
-            y = F.one_hot(self.labels[picked], classes).float()
+            y = self.targets[picked]
             v = None if votes is None else votes[picked]
             if settings.mixup:
                 other, keep = partners[picked], float(lambdas[step])
                 # Mirrored numbers give the partner an augmentation of its own.
                 x2 = augment(self.images[other], 1 - numbers[picked], settings, size, CROP)
                 x = keep * x + (1 - keep) * x2
-                y = keep * y + (1 - keep) * F.one_hot(self.labels[other], classes).float()
+                y = keep * y + (1 - keep) * self.targets[other]
                 if votes is not None and v is not None:
                     v = keep * v + (1 - keep) * votes[other]
-            y = y * (1 - settings.label_smoothing) + settings.label_smoothing / classes
             x = normalise(x, network.mean, network.std)
             x = x.contiguous(memory_format=torch.channels_last)
             with torch.autocast(device.type, torch.bfloat16, enabled=self.bf16):
@@ -419,6 +474,8 @@ class Trainer:
                     refresh=False,
                 )  # fmt: skip
             bar.update(settings.batch_size)
+        if settings.precise_bn and epoch == settings.epochs - 1:
+            self.measure_batch_norm()
         sums = torch.stack((total_loss, right))
         if self.world > 1:
             dist.all_reduce(sums)

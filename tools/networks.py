@@ -44,10 +44,13 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
         assert self.running_mean is not None
         assert self.running_var is not None
         with torch.no_grad():
-            self.running_mean.lerp_(mean, self.momentum or 0.0)
-            self.running_var.lerp_(variance * (count / (count - 1)), self.momentum or 0.0)
-            if self.num_batches_tracked is not None:
-                self.num_batches_tracked.add_(1)
+            assert self.num_batches_tracked is not None
+            self.num_batches_tracked.add_(1)
+            share = self.momentum
+            if share is None:  # a plain mean over all batches
+                share = 1 / int(self.num_batches_tracked)
+            self.running_mean.lerp_(mean, share)
+            self.running_var.lerp_(variance * (count / (count - 1)), share)
         scale = self.weight / (variance + self.eps).sqrt()
         offset = self.bias - mean * scale
         y: Tensor = x * scale.view(1, -1, 1, 1) + offset.view(1, -1, 1, 1)

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.distributed as dist
 from engine import (
@@ -33,7 +34,9 @@ from engine import (
     resume_from,
     save_checkpoint,
     stop_cleanly,
+    uninterrupted,
 )
+from evaluate import predict, prepare
 from fer2013 import Faces, hold_out, load, load_votes
 from figures import plot_curves
 from networks import build
@@ -51,6 +54,8 @@ class Config(Settings):
     data: str = ""  # fer2013.csv (or .gz, .xz, .zip, or the Kaggle folder)
     votes: str = ""  # ferplus.csv, needed when votes_weight is not 0
     votes_weight: float = 0.0  # weight of an auxiliary head's loss on the FER+ votes
+    teachers: str = ""  # weights, as a,b, whose mean probabilities are learned besides the labels
+    teacher_weight: float = 0.5  # their share; the labels have the rest
     arch: str = "improved"  # improved, or vgg19: torchvision's plain VGG19
     batch_norm: bool = True
     holdout: float = 0.0  # share of Training that is kept out of training, to report on
@@ -79,6 +84,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "clip_value": 0.0,
         "clip_norm": 1.0,
         "ema": 0.999,
+        "precise_bn": True,
         "crop": False,
         "rotate": 12.0,
         "scale": 0.12,
@@ -119,6 +125,15 @@ def start_from(name: str, network: torch.nn.Module) -> None:
         ) from error
 
 
+def taught(teachers: str, images: npt.NDArray[np.uint8], device: torch.device) -> Tensor:
+    """The mean of what the networks say of each face and its mirror: (N, C) float32."""
+    answers = []
+    for name in teachers.split(","):
+        model = load_init(name, "--teachers").to(device)
+        answers.append(predict(model, prepare(model, images), "flip", name))
+    return torch.stack(answers).mean(0).to(device)
+
+
 def to_device(faces: Faces, device: torch.device) -> tuple[Tensor, Tensor]:
     return torch.tensor(faces.images, device=device), torch.tensor(faces.labels, device=device)
 
@@ -156,9 +171,13 @@ def main(arguments: list[str] | None = None) -> None:
     )
     if config.init and not checkpoint.exists():
         start_from(config.init, network)
+    teacher = None
+    if config.teachers and not checkpoint.exists():  # a checkpoint has what they said
+        teacher = taught(config.teachers, training.images, device)
     trainer = Trainer(
         network, config, images, labels,
-        votes=votes, votes_weight=config.votes_weight, world=world, rank=rank,
+        votes=votes, votes_weight=config.votes_weight,
+        teacher=teacher, teacher_weight=config.teacher_weight, world=world, rank=rank,
     )  # fmt: skip
     history: list[dict[str, Any]] = []
     again = f"python tools/train.py --resume {out}"
@@ -188,16 +207,17 @@ def main(arguments: list[str] | None = None) -> None:
             for key, (test_images, test_labels) in tests.items():
                 size = config.size(epoch)
                 line[key] = accuracy(trainer.average, test_images, test_labels, size)
-            history.append(line)
-            if rank == 0:
-                state = {"fingerprint": fingerprint, "history": history}
-                save_checkpoint(checkpoint, trainer.tensors(), state, again)
-                write_atomically(
-                    out / "metrics.jsonl",
-                    "".join(json.dumps(item) + "\n" for item in history).encode(),
-                )
-                plot_curves(history, out / "curves.png")
-                bar.write(json.dumps(line))
+            with uninterrupted():
+                history.append(line)
+                if rank == 0:
+                    state = {"fingerprint": fingerprint, "history": history}
+                    save_checkpoint(checkpoint, trainer.tensors(), state, again)
+                    write_atomically(
+                        out / "metrics.jsonl",
+                        "".join(json.dumps(item) + "\n" for item in history).encode(),
+                    )
+                    plot_curves(history, out / "curves.png")
+                    bar.write(json.dumps(line))
     except KeyboardInterrupt:
         bar.close()
         print(
