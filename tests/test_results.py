@@ -56,12 +56,36 @@ def test_what_float16_changes() -> None:
 
 
 def test_the_runs_that_were_tried() -> None:
-    for run, epochs in (("first", 9), ("release", 30), (SHIPPED, None)):
+    for run, epochs in (
+        ("first", 9),
+        ("release", 30),
+        (SHIPPED, None),
+        ("release3", 31),
+        ("release4", 20),
+    ):
         found = read(RESULTS / run / "evaluation.json")
         lines = (RESULTS / run / "metrics.jsonl").read_text().splitlines()
         assert len(lines) == epochs or epochs is None
         (row,) = [line for line in PAGE.splitlines() if line.startswith(f"| [{run}](")]
         assert f"| {len(lines)} | {100 * found['accuracy']['ten_crop']:.2f} |" in row
+        if run in ("release3", "release4"):
+            held = read(RESULTS / run / "holdout.json")
+            assert f"| {100 * held['accuracy']['ten_crop']:.2f} | calibration error" in row
+            assert f"calibration error {found['ece_cross_fitted']:.3f}" in row
+            assert found["ece_cross_fitted"] > 0.03
+
+
+def test_what_precise_bn_is_worth() -> None:
+    for run, without, precise in (
+        ("release2", "evaluation", "with-precise-bn"),
+        ("release3", "without-precise-bn", "evaluation"),
+    ):
+        before, after = (
+            read(RESULTS / run / f"{name}.json")["accuracy"]["ten_crop"]
+            for name in (without, precise)
+        )
+        words = {"release2": "and {:.1f} to `release2`", "release3": "worth {:.1f} points to"}
+        assert words[run].format(100 * (after - before)) in PAGE.replace("\n", " ")
 
 
 def test_the_ablations() -> None:
