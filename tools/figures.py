@@ -27,7 +27,7 @@ def plot_curves(history: Sequence[dict[str, Any]], path: Path) -> None:
         if history and key in history[0]:
             right.plot(epochs, [100 * line[key] for line in history], label=label)
     right.set(xlabel="epoch", ylabel="accuracy in %")
-    right.legend(loc="lower right", frameon=False)
+    right.legend(loc="best", frameon=False)
     for axes in (left, right):
         axes.grid(alpha=0.3)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
