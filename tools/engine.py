@@ -305,7 +305,6 @@ class Trainer:
         self.votes, self.votes_weight = votes, votes_weight
         smoothing, classes = settings.label_smoothing, network.num_classes
         self.targets = F.one_hot(labels, classes) * (1 - smoothing) + smoothing / classes
-        self.taught = teacher is not None
         if teacher is not None:
             self.targets.lerp_(teacher, teacher_weight)
         self.device = images.device
@@ -356,11 +355,9 @@ class Trainer:
 
     def tensors(self) -> dict[str, Tensor]:
         """All that an epoch leaves for the next, for ``save_checkpoint``."""
-        tensors = prefixed(self.trainee, "trainee.")
+        tensors = prefixed(self.trainee, "trainee.") | {"targets": self.targets}
         if self.settings.ema:
             tensors |= prefixed(self.average, "average.")
-        if self.taught:
-            tensors["targets"] = self.targets
         for index, parameter in enumerate(self.parameters):
             buffer = self.optimizer.state[parameter]["momentum_buffer"]
             tensors[f"momentum.{index}"] = buffer.contiguous()
@@ -371,8 +368,8 @@ class Trainer:
         load_prefixed(self.trainee, tensors, "trainee.")
         if self.settings.ema:
             load_prefixed(self.average, tensors, "average.")
-        if "targets" in tensors:
-            self.taught, self.targets = True, tensors["targets"].to(self.device)
+        if "targets" in tensors:  # runs that are older have no teachers either
+            self.targets = tensors["targets"].to(self.device)
         for index, parameter in enumerate(self.parameters):
             momentum = tensors[f"momentum.{index}"].to(self.device)
             self.optimizer.state[parameter]["momentum_buffer"] = momentum
