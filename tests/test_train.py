@@ -151,7 +151,9 @@ def test_wrong_arguments_are_named(
         (["--resume", str(tmp_path)], "holds no config.json"),
         (["--resume", str(whole), "--lr", "1"], "all but --epochs and --sizes"),
         (["--data", str(tiny), "--out", str(tmp_path / "x")], "--votes ferplus.csv is needed"),
-    ):
+        (["--data", str(tiny), "--out", str(tmp_path / "x"), *TINY, "--consistent"],
+         "the --teachers are asked, and there are none"),
+    ):  # fmt: skip
         with pytest.raises(SystemExit):
             train.main(arguments)
         assert message in capsys.readouterr().err
@@ -355,6 +357,51 @@ def test_targets_are_what_is_learned(tiny: Path) -> None:
         with tqdm(disable=True) as bar:
             found.append(trainer.train_epoch(0, bar, "")["loss"])
     assert found[0] == found[1] != found[2]
+
+
+def test_consistent_teachers_are_asked_about_each_batch(tiny: Path) -> None:
+    images, labels = train.to_device(train.load(tiny).split("Training"), torch.device("cpu"))
+    settings = engine.Settings(epochs=1, batch_size=7, sizes="32", label_smoothing=0.1, mixup=0.5)
+    teacher = train.consistent_teacher("fer2013,ckplus", torch.device("cpu"))
+    found, seen = [], []
+
+    def ask(x: torch.Tensor) -> torch.Tensor:
+        seen.append(x.clone())
+        return teacher(x)
+
+    for given, weight in ((labels, 1.0), (labels.flip(0), 1.0), (labels, 0.0)):
+        torch.manual_seed(0)
+        trainer = engine.Trainer(
+            ImprovedVGG19(), settings, images, given, teacher=ask, teacher_weight=weight
+        )
+        with tqdm(disable=True) as bar:
+            found.append(trainer.train_epoch(0, bar, "")["loss"])
+    assert found[0] == found[1] != found[2]
+    assert [x.shape for x in seen] == 9 * [(7, 1, 32, 32)]
+    assert not torch.equal(seen[0].sort(0).values, seen[1].sort(0).values)
+    probabilities = []
+    for name in ("fer2013", "ckplus"):
+        model = load_pretrained(name)
+        with torch.no_grad():
+            probabilities.append((model(seen[0]) / model.temperature).softmax(1))
+    torch.testing.assert_close(teacher(seen[0]), sum(probabilities) / 2, atol=1e-4, rtol=0)
+
+
+def test_a_run_with_consistent_teachers_resumes_bit_identical(tiny: Path, tmp_path: Path) -> None:
+    common = ["--data", str(tiny), *TINY, "--teachers", "fer2013", "--consistent"]
+    train.main([*common, "--epochs", "2", "--out", str(tmp_path / "whole")])
+    process = start([*common, "--epochs", "2", "--out", str(tmp_path / "run")])
+    wait_for_epochs(process, tmp_path / "run", 1)
+    process.kill()
+    process.communicate()
+    train.main(["--resume", str(tmp_path / "run")])
+    expected, found = (
+        load_file(tmp_path / name / "checkpoint.safetensors") for name in ("whole", "run")
+    )
+    for name, value in expected.items():
+        assert torch.equal(found[name], value), name
+    labels = torch.from_numpy(train.load(tiny).split("Training").labels)
+    assert torch.equal(found["targets"].argmax(1), labels)  # not what the teachers say
 
 
 def test_precise_bn_measures_plain_crops(tiny: Path, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import math
 import os
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +25,7 @@ from networks import PlainVGG19, share_batch_norm
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.optim.swa_utils import update_bn
+from torch.optim.swa_utils import get_ema_multi_avg_fn, update_bn
 from tqdm import tqdm
 from winograd import keep_memory, use_winograd
 
@@ -256,11 +256,12 @@ def accuracy(model: ImprovedVGG19 | PlainVGG19, images: Tensor, labels: Tensor, 
 
 @torch.no_grad()
 def update_average(average: nn.Module, model: nn.Module, decay: float) -> None:
-    for kept, new in zip(average.state_dict().values(), model.state_dict().values(), strict=True):
-        if kept.is_floating_point():
-            kept.lerp_(new, 1 - decay)
-        else:
-            kept.copy_(new)
+    kept, new = ([*m.state_dict().values()] for m in (average, model))
+    floats = [index for index, tensor in enumerate(kept) if tensor.is_floating_point()]
+    # All at once: on a GPU a call for each tensor takes longer than the averaging.
+    get_ema_multi_avg_fn(decay)([kept[i] for i in floats], [new[i] for i in floats], 0)
+    for index in set(range(len(kept))) - set(floats):
+        kept[index].copy_(new[index])
 
 
 def frozen_layers(network: ImprovedVGG19 | PlainVGG19, blocks: int) -> list[nn.Module]:
@@ -282,8 +283,9 @@ class Trainer:
 
     ``network`` is trained in place; ``average`` is its moving average where there is one, else
     the network itself, and is what a run is for. ``images`` (N, 48, 48) uint8, ``labels`` (N,)
-    int64, ``votes`` (N, len(VOTES)) float32. ``teacher`` (N, C) float32 are probabilities that are
-    learned with the share ``teacher_weight``, the labels with the rest.
+    int64, ``votes`` (N, len(VOTES)) float32. ``teacher`` are probabilities that are learned with
+    the share ``teacher_weight``, the labels with the rest: those of the images, (N, C) float32, or
+    a function that is asked about each batch as it is trained on, (B, 1, S, S) to (B, C) float32.
     """
 
     def __init__(
@@ -295,7 +297,7 @@ class Trainer:
         *,
         votes: Tensor | None = None,
         votes_weight: float = 0.0,
-        teacher: Tensor | None = None,
+        teacher: Tensor | Callable[[Tensor], Tensor] | None = None,
         teacher_weight: float = 0.0,
         world: int = 1,
         rank: int = 0,
@@ -305,9 +307,14 @@ class Trainer:
         self.votes, self.votes_weight = votes, votes_weight
         smoothing, classes = settings.label_smoothing, network.num_classes
         self.targets = F.one_hot(labels, classes) * (1 - smoothing) + smoothing / classes
-        if teacher is not None:
+        self.teacher, self.teacher_weight = None, teacher_weight
+        if isinstance(teacher, Tensor):
             self.targets.lerp_(teacher, teacher_weight)
+        else:
+            self.teacher = teacher
         self.device = images.device
+        # On a GPU: try cuDNN's convolutions and keep the fastest, as all batches have one shape.
+        torch.backends.cudnn.benchmark = True
         self.steps_an_epoch = len(images) // settings.batch_size
         if not self.steps_an_epoch:
             raise SystemExit(f"{len(images)} images do not fill one batch of {settings.batch_size}")
@@ -444,6 +451,8 @@ class Trainer:
                     v = keep * v + (1 - keep) * votes[other]
             x = normalise(x, network.mean, network.std)
             x = x.contiguous(memory_format=torch.channels_last)
+            if self.teacher is not None:
+                y = y.lerp(self.teacher(x), self.teacher_weight)
             with torch.autocast(device.type, torch.bfloat16, enabled=self.bf16):
                 logits, vote_logits = self.model(x)
             loss = soft_loss(logits.float(), y, settings.loss)

@@ -15,8 +15,11 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import math
 import os
 import sys
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,6 +47,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ferfacenet import ImprovedVGG19, save_pretrained
+from ferfacenet.fast import fast_forward
 from ferfacenet.hub import write_atomically
 
 
@@ -56,6 +60,7 @@ class Config(Settings):
     votes_weight: float = 0.0  # weight of an auxiliary head's loss on the FER+ votes
     teachers: str = ""  # weights, as a,b, whose mean probabilities are learned besides the labels
     teacher_weight: float = 0.5  # their share; the labels have the rest
+    consistent: bool = False  # they see each batch as it is trained on, not each face once
     arch: str = "improved"  # improved, or vgg19: torchvision's plain VGG19
     batch_norm: bool = True
     holdout: float = 0.0  # share of Training that is kept out of training, to report on
@@ -110,6 +115,8 @@ def parse(arguments: list[str] | None = None) -> tuple[Config, Path, bool]:
     )  # fmt: skip
     if not resumed and config.votes_weight and not config.votes:
         parser.error("--votes ferplus.csv is needed by this recipe (or --votes-weight 0)")
+    if config.consistent and not config.teachers:
+        parser.error("--consistent says how the --teachers are asked, and there are none")
     return config, out, resumed
 
 
@@ -132,6 +139,26 @@ def taught(teachers: str, images: npt.NDArray[np.uint8], device: torch.device) -
         model = load_init(name, "--teachers").to(device)
         answers.append(predict(model, prepare(model, images), "flip", name))
     return torch.stack(answers).mean(0).to(device)
+
+
+def consistent_teacher(teachers: str, device: torch.device) -> Callable[[Tensor], Tensor]:
+    """What the networks say of a batch, on average, as a function: (N, 1, S, S) to (N, C) float32.
+
+    A teacher that sees the very batch, cut and mixed as it is, teaches more than one that saw each
+    face once (Beyer et al., "Knowledge distillation: A good teacher is patient and consistent").
+    """
+    models = [load_init(name, "--teachers").to(device) for name in teachers.split(",")]
+    forwards = [fast_forward(model, "auto") or model for model in models]
+
+    @torch.no_grad()
+    def ask(x: Tensor) -> Tensor:
+        answers = [
+            (forward(x) / model.temperature).softmax(1)
+            for forward, model in zip(forwards, models, strict=True)
+        ]
+        return torch.stack(answers).mean(0)
+
+    return ask
 
 
 def to_device(faces: Faces, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -171,8 +198,10 @@ def main(arguments: list[str] | None = None) -> None:
     )
     if config.init and not checkpoint.exists():
         start_from(config.init, network)
-    teacher = None
-    if config.teachers and not checkpoint.exists():  # a checkpoint has what they said
+    teacher: Tensor | Callable[[Tensor], Tensor] | None = None
+    if config.teachers and config.consistent:
+        teacher = consistent_teacher(config.teachers, device)
+    elif config.teachers and not checkpoint.exists():  # a checkpoint has what they said
         teacher = taught(config.teachers, training.images, device)
     trainer = Trainer(
         network, config, images, labels,
@@ -180,6 +209,7 @@ def main(arguments: list[str] | None = None) -> None:
         teacher=teacher, teacher_weight=config.teacher_weight, world=world, rank=rank,
     )  # fmt: skip
     history: list[dict[str, Any]] = []
+    drawn = -math.inf
     again = f"python tools/train.py --resume {out}"
     if resumed and checkpoint.exists():
         tensors, state = resume_from(checkpoint, fingerprint, config.data)
@@ -216,7 +246,10 @@ def main(arguments: list[str] | None = None) -> None:
                         out / "metrics.jsonl",
                         "".join(json.dumps(item) + "\n" for item in history).encode(),
                     )
-                    plot_curves(history, out / "curves.png")
+                    # A drawing takes as long as half an epoch on a large GPU.
+                    if time.monotonic() - drawn > 10 or epoch == config.epochs - 1:
+                        plot_curves(history, out / "curves.png")
+                        drawn = time.monotonic()
                     bar.write(json.dumps(line))
     except KeyboardInterrupt:
         bar.close()
