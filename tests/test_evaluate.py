@@ -127,6 +127,26 @@ def test_decisions_that_differ_between_two_weights_are_counted(
     assert result["decisions_that_differ"]["ten_crop"] == int((before != 0).sum()) > 0
 
 
+def test_an_evaluation_computes_in_the_precision_that_is_asked_for(
+    tiny_csv: Path, weights: Path, tmp_path: Path
+) -> None:
+    model = load_pretrained(weights)
+    part = load(tiny_csv).split("PublicTest")
+    errors = []
+    for precision in ("float32", "bfloat16"):
+        out = tmp_path / precision
+        evaluate.main(
+            ["--data", str(tiny_csv), "--weights", str(weights), "--out", str(out),
+             "--precision", precision]
+        )  # fmt: skip
+        errors.append(json.loads((out / "evaluation.json").read_text())["ece"]["ten_crop"])
+        found = predict_proba(model, list(part.images), precision=precision)
+        assert errors[-1] == pytest.approx(
+            evaluate.calibration(found.double().numpy(), part.labels)[0], abs=1e-7
+        )
+    assert abs(errors[0] - errors[1]) > 1e-6
+
+
 def test_store_keeps_temperature_and_figures_with_the_weights(
     tiny_csv: Path, weights: Path, tmp_path: Path
 ) -> None:

@@ -17,7 +17,7 @@ import json
 import shlex
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +30,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ferfacenet import ImprovedVGG19, load_pretrained, predict_proba
+from ferfacenet.fast import Precision
 from ferfacenet.hub import CONFIG_FILE, WeightsConfig, write_atomically
 from ferfacenet.inference import TTA
 from ferfacenet.transforms import normalise, ten_crop
@@ -44,10 +45,12 @@ def prepare(model: ImprovedVGG19, images: npt.NDArray[np.uint8]) -> Tensor:
     return normalise(torch.tensor(images)[:, None].float() / 255, model.mean, model.std)
 
 
-def predict(model: ImprovedVGG19, x: Tensor, tta: TTA | None, label: str) -> Tensor:
+def predict(
+    model: ImprovedVGG19, x: Tensor, tta: TTA | None, label: str, precision: Precision = "auto"
+) -> Tensor:
     """``predict_proba`` in parts, with a progress bar."""
     parts = tqdm(x.split(256), desc=label, leave=False, disable=not sys.stderr.isatty())
-    return torch.cat([predict_proba(model, part, tta=tta) for part in parts])
+    return torch.cat([predict_proba(model, part, tta=tta, precision=precision) for part in parts])
 
 
 @torch.no_grad()
@@ -121,7 +124,11 @@ def choose(faces: Faces, split: str, holdout: float) -> tuple[Faces, npt.NDArray
 
 
 def evaluate(
-    model: ImprovedVGG19, part: Faces, fresh: npt.NDArray[np.bool_], split: str
+    model: ImprovedVGG19,
+    part: Faces,
+    fresh: npt.NDArray[np.bool_],
+    split: str,
+    precision: Precision = "auto",
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """All figures of one split, with and without those images that are not ``fresh``, and the
     (N, C) probabilities by the names of ``TTAS``."""
@@ -136,7 +143,7 @@ def evaluate(
         "accuracy_deduplicated": {},
         "ece": {},
     }
-    answers = {name: predict(model, x, tta, name) for name, tta in TTAS.items()}
+    answers = {name: predict(model, x, tta, name, precision) for name, tta in TTAS.items()}
     for name, found in answers.items():
         right = found.argmax(1).numpy() == part.labels
         result["accuracy"][name] = float(right.mean())
@@ -179,6 +186,8 @@ def main(arguments: list[str] | None = None) -> None:
                         help="other weights, to count the images on which the decisions differ")
     parser.add_argument("--out", type=Path, required=True, help="folder for the results")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--precision", choices=get_args(Precision), default="auto",
+                        help="what predict_proba computes in")
     parser.add_argument("--fit-temperature", action="store_true", help="fit it on the split")
     parser.add_argument("--store", action="store_true", help="write into --weights' config.json")
     # fmt: on
@@ -198,15 +207,16 @@ def main(arguments: list[str] | None = None) -> None:
         logits = crop_logits(model, prepare(model, part.images))
         model.temperature = round(fit_temperature(logits, labels), 4)
         extra["ece_cross_fitted"] = cross_fitted_ece(logits, labels)
-    result, answers = evaluate(model, part, fresh, name)
+    result, answers = evaluate(model, part, fresh, name, options.precision)
     result |= extra
     if options.against:
         other = load_pretrained(options.against, device=options.device)
         x = prepare(other, part.images)
         result["against"] = options.against
         result["decisions_that_differ"] = {
-            mode: int((answers[mode].argmax(1) != predict(other, x, tta, mode).argmax(1)).sum())
+            mode: int((answers[mode].argmax(1) != found.argmax(1)).sum())
             for mode, tta in TTAS.items()
+            for found in [predict(other, x, tta, mode, options.precision)]
         }
     result["command"] = shlex.join(["python", "tools/evaluate.py", *(arguments or sys.argv[1:])])
 
