@@ -129,3 +129,5 @@ def test_the_document_shows_the_tables_of_the_report() -> None:
     page = (ROOT / "docs" / "speed.md").read_text()
     for name, section in report.items():
         assert benchmark.markdown({name: section}) in page
+    amx = json.loads((ROOT / "docs" / "results" / "benchmark-amx.json").read_text())
+    assert benchmark.markdown(amx).split("\n\n", 1)[1] in page

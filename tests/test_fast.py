@@ -659,6 +659,7 @@ def test_a_gpu_computes_the_same(vgg: ImprovedVGG19) -> None:
     x = faces(9)
     want = plain(vgg, x)
     vgg.cuda()
-    torch.testing.assert_close(fastly(vgg, x).cpu(), want, atol=1e-3, rtol=0)
+    # PyTorch lets the convolutions of a GPU round what they multiply to TF32.
+    torch.testing.assert_close(fastly(vgg, x).cpu(), want, atol=0.01, rtol=0)
     assert (fastly(vgg, x, "bfloat16").cpu() - want).abs().max() <= 0.03
     assert predict_proba(vgg, x).device == CPU

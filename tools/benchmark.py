@@ -10,6 +10,7 @@ minutes on two cores; on a machine that is busy otherwise the figures mean littl
 
 sections:
   forward     predict_proba on one image and on 128 prepared ones
+  gpu         the same on a GPU; where there is one
   throughput  1, 10, 128 and 1,000 images, from decoded arrays and from JPEG files
   start       from the start of the process to the first answer, and what loading costs
   memory      the most memory that a process holds
@@ -30,6 +31,7 @@ how it is measured:
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import os
 import platform
@@ -584,8 +586,39 @@ def bfloat16(run: Run) -> list[Row]:
     return rows
 
 
+def gpu(run: Run) -> list[Row]:
+    """`predict_proba` on a GPU, beside plain eager float32 there"""
+    model = copy.deepcopy(run.model).to("cuda")
+    run.machine = f"{torch.cuda.get_device_name()}, PyTorch {torch.__version__}."
+    rows: list[Row] = []
+    cases: list[tuple[int, TTA | None]] = [
+        (1, None), (1, "ten_crop"), (128, None), (1000, None), (1000, "ten_crop"),
+    ]  # fmt: skip
+    for count, tta in cases:
+        x = prepare(model, random_faces(min(count, run.largest)))
+        calls: dict[str, Callable[[], object]] = {
+            "plain": lambda x=x, tta=tta: plain(model, x.cuda(), tta).cpu(),  # type: ignore[misc]
+            "ours": partial(predict_proba, model, x, tta=tta),
+            "float32": partial(predict_proba, model, x, tta=tta, precision="float32"),
+        }
+        times = run.time(calls)
+        rows.append(
+            {
+                "images": len(x),
+                "tta": str(tta),
+                "plain, ms": times["plain"],
+                "ours, ms": times["ours"],
+                "ours, images/s": len(x) / times["ours"].median,
+                "times as fast as plain": times["plain"].median / times["ours"].median,
+                "times as fast, in float32": times["plain"].median / times["float32"].median,
+            }
+        )
+    return rows
+
+
 SECTIONS: dict[str, Callable[[Run], list[Row]]] = {
     "forward": forward,
+    "gpu": gpu,
     "throughput": throughput,
     "start": start,
     "memory": memory,
@@ -685,6 +718,7 @@ def main(arguments: list[str] | None = None) -> None:
     chosen = settings.only or [
         name for name in SECTIONS
         if not (name == "peers" and not settings.peers)
+        and not (name == "gpu" and not torch.cuda.is_available())
         and not (name == "bfloat16" and not settings.data)
     ]  # fmt: skip
     if settings.threads:
