@@ -425,6 +425,13 @@ def test_precise_bn_measures_plain_crops(tiny: Path, tmp_path: Path) -> None:
             for a, b in zip(statistics, expected, strict=True)
         ]
         assert close == [index == 0] * 2
+    # No epoch at all: the weights that are given, with the statistics of plain crops.
+    begin = ["--init", str(tmp_path / flag / "weights-float32"), "--out", str(tmp_path / "none")]
+    train.main(["--data", str(tiny), *TINY, "--epochs", "0", *begin])
+    anew = load_pretrained(tmp_path / "none" / "weights-float32").state_dict()
+    for name, value in models[0].state_dict().items():
+        assert torch.equal(anew[name], value), name
+    assert not (tmp_path / "none" / "metrics.jsonl").exists()
 
 
 def test_held_out_images_have_no_twin_in_training(tiny: Path) -> None:

@@ -2,6 +2,7 @@
 
   python tools/train.py --data fer2013.csv --recipe release --out runs/release
   python tools/train.py --resume runs/release [--epochs 120]
+  python tools/train.py --data fer2013.csv --init fer2013 --epochs 0 --out runs/bn  # BatchNorm only
   torchrun --nproc-per-node 2 tools/train.py --data fer2013.csv --out runs/two
 
 The folder --out gets config.json (every setting, resolved), metrics.jsonl (a line an epoch),
@@ -221,6 +222,8 @@ def main(arguments: list[str] | None = None) -> None:
             out / "config.json", json.dumps(dataclasses.asdict(config), indent=2).encode()
         )
 
+    if not config.epochs and config.precise_bn:  # else train_epoch does it, after the last one
+        trainer.measure_batch_norm()
     images_an_epoch = trainer.steps_an_epoch * config.batch_size
     bar = tqdm(
         total=config.epochs * images_an_epoch, initial=len(history) * images_an_epoch,
