@@ -53,9 +53,9 @@ class _Registered:
 #: The named weights; ``python tools/publish.py register FOLDER`` prints such an entry.
 _REGISTRY: dict[str, _Registered] = {
     "fer2013": _Registered(
-        sha256="ff8123f197e3b58fccbb30fdd6b2d2958c8fdfc11c15a83c2ded14a0b9930b5f",
+        sha256="2665b795eb54fe47d2ff04a7fe8c523d4e1296bdfcac3ba8e7a8eb05c5ee622a",
         size=40162340,
-        config_sha256="9138b817bbaf9fba7298f052423824a58f83a81e44661d6f63104b3c49b81cc6",
+        config_sha256="b605dfd81fbe6a168d0f733de1e34475f30c6f62f8808a2d468718ac71b77649",
     ),
     "ckplus": _Registered(
         sha256="d5476ea9000a9f5f4df98d4e6401e5374a2643a7ab6bc866c2ccedbe93f95a05",
