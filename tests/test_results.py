@@ -54,6 +54,7 @@ def test_the_table_of_views() -> None:
     assert held["split"] == "Hold-out 0.05 of Training"
     assert f"say {100 * held['accuracy']['ten_crop']:.2f} % by the same" in PROSE
     assert f"error is {found['ece_cross_fitted']:.3f}" in PROSE
+    assert f"error at this temperature is {held['ece']['ten_crop']:.3f}" in PROSE
     assert f"({found['temperature']}) was fitted" in PROSE
     assert f"`fer2013` | {100 * found['accuracy']['ten_crop']:.2f} %" in README
     assert f"they reach {100 * held['accuracy']['ten_crop']:.2f} %" in README
