@@ -32,7 +32,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("photos", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--epochs", type=int, default=40)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--lr", type=float, default=0.01)
     parser.add_argument("--weights", default="fer2013")
@@ -40,9 +40,7 @@ def main() -> None:
     torch.manual_seed(0)
     model = load_pretrained(options.weights)
     names = tuple(sorted(path.name for path in options.photos.iterdir() if path.is_dir()))
-    files = [
-        (path, n) for n, name in enumerate(names) for path in (options.photos / name).iterdir()
-    ]
+    files = [(path, names.index(path.parent.name)) for path in sorted(options.photos.glob("*/*"))]
     x = torch.stack([preprocess(path, mean=model.mean, std=model.std) for path, _ in tqdm(files)])
     y = torch.tensor([label for _, label in files])
     order = torch.randperm(len(files))
