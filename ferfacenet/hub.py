@@ -738,19 +738,23 @@ def _model_args(model: ImprovedVGG19) -> dict[str, Any]:
     first = model.features[0].weight
     assert isinstance(first, Tensor)
     average = any(isinstance(module, nn.AvgPool2d) for module in model.features)
-    return {
+    args = {
         "num_classes": model.num_classes,
         "in_channels": first.shape[1],
         "dropout": model.dropout.p,
         "pool": "avg" if average else "max",
         "hidden_features": model.hidden_features,
     }
+    return args if model.width == 1 else args | {"width": model.width}
 
 
 def _check_model_args(args: object) -> None:
     if not isinstance(args, dict):
         raise ValueError("model_args is not a table")
-    _check_keys(args, {"num_classes", "in_channels", "dropout", "pool", "hidden_features"})
+    _check_keys(
+        {"width": 1.0} | args,
+        {"num_classes", "in_channels", "dropout", "pool", "hidden_features", "width"},
+    )
     for key in ("num_classes", "in_channels", "hidden_features"):
         value = args[key]
         if value is None and key == "hidden_features":
@@ -759,6 +763,9 @@ def _check_model_args(args: object) -> None:
             raise ValueError(f"model_args.{key} is {value!r}")
     if not _is_number(args["dropout"]) or not 0 <= args["dropout"] <= 1:
         raise ValueError(f"model_args.dropout is {args['dropout']!r}")
+    width = args.get("width", 1.0)
+    if not _is_number(width) or not 0 < width <= 16:
+        raise ValueError(f"model_args.width is {width!r}")
     if args["pool"] not in ("max", "avg"):
         raise ValueError(f"model_args.pool is {args['pool']!r}")
 

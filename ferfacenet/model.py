@@ -51,6 +51,7 @@ class ImprovedVGG19(nn.Module):
         pool: ``"max"`` or ``"avg"``, the 2x2 pooling after each block.
         hidden_features: width of one more fully connected layer (with ReLU and dropout)
             before the last, the paper's text read the other way; None for no such layer.
+        width: all channels are multiplied by this and rounded to a multiple of 8; 1 is the paper's.
 
     Shape:
         (N, in_channels, H, W) float with H, W >= 32, to logits (N, num_classes).
@@ -77,6 +78,7 @@ class ImprovedVGG19(nn.Module):
         dropout: float = 0.5,
         pool: Pool = "max",
         hidden_features: int | None = None,
+        width: float = 1.0,
     ) -> None:
         super().__init__()
         for name, value in (("num_classes", num_classes), ("in_channels", in_channels)):
@@ -84,21 +86,25 @@ class ImprovedVGG19(nn.Module):
                 raise ValueError(f"{name} must be at least 1, got {value}")
         if hidden_features is not None and hidden_features < 1:
             raise ValueError(f"hidden_features must be at least 1 or None, got {hidden_features}")
+        if not 0 < width <= 16:
+            raise ValueError(f"width must be above 0 and at most 16, got {width}")
         if pool not in ("max", "avg"):
             raise ValueError(f"pool must be 'max' or 'avg', got {pool!r}")
         layers: list[nn.Module] = []
         channels = in_channels
-        for depth, width in _BLOCKS:
+        for depth, whole in _BLOCKS:
+            wide = max(8, round(whole * width / 8) * 8)
             for _ in range(depth):
                 layers += [
-                    nn.Conv2d(channels, width, 3, padding=1),
-                    nn.BatchNorm2d(width),
+                    nn.Conv2d(channels, wide, 3, padding=1),
+                    nn.BatchNorm2d(wide),
                     nn.ReLU(inplace=True),
                 ]
-                channels = width
+                channels = wide
             layers.append(nn.MaxPool2d(2) if pool == "max" else nn.AvgPool2d(2))
         self.num_features = channels
         self.hidden_features = hidden_features
+        self.width = width
         self.features = nn.Sequential(*layers)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.dropout = nn.Dropout(dropout)
@@ -113,7 +119,7 @@ class ImprovedVGG19(nn.Module):
     def reset_classifier(self, num_classes: int) -> None:
         """Replace the classifier by a fresh one for ``num_classes`` classes, as timm does.
 
-        With 0 classes the classifier goes, and the model returns (N, 512) embeddings. New
+        With 0 classes the classifier goes, and the model returns its embeddings. New
         layers are on the device, in the dtype and in the mode of the model; ``categories``
         becomes FER2013's for 7 classes and None otherwise, ``temperature`` 1.
 
@@ -146,7 +152,8 @@ class ImprovedVGG19(nn.Module):
         self.categories = FER2013_CATEGORIES if num_classes == 7 else None
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """(N, in_channels, H, W) to the last feature map, (N, 512, H // 32, W // 32)."""
+        """(N, in_channels, H, W) to the last feature map, (N, 512, H // 32, W // 32), of fewer or
+        more channels where ``width`` is not 1."""
         if x.shape[-1] < 32 or x.shape[-2] < 32:
             raise ValueError(
                 f"ImprovedVGG19 needs images of at least 32x32 pixels, got {tuple(x.shape)}"
@@ -155,8 +162,8 @@ class ImprovedVGG19(nn.Module):
         return features
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """(N, 512, h, w) to logits (N, num_classes); with ``pre_logits``, to the (N, 512)
-        embedding that the classifier sees."""
+        """(N, 512, h, w) to logits (N, num_classes); with ``pre_logits``, to the embedding that the
+        classifier sees, (N, 512)."""
         x = self.avgpool(x).flatten(1)
         if pre_logits:
             return x

@@ -67,7 +67,13 @@ def test_equals_the_model_to_one_in_100000(vgg: ImprovedVGG19, n: int, side: int
 
 
 @pytest.mark.parametrize(
-    "settings", [{"pool": "avg"}, {"hidden_features": 32, "num_classes": 3}, {"num_classes": 1}]
+    "settings",
+    [
+        {"pool": "avg"},
+        {"hidden_features": 32, "num_classes": 3},
+        {"num_classes": 1},
+        {"width": 0.25, "pool": "avg"},
+    ],
 )
 def test_equals_every_form_of_the_model(settings: dict[str, Any]) -> None:
     model = lively(ImprovedVGG19(**settings)).train()

@@ -121,6 +121,7 @@ def test_too_small_an_image_is_refused(model: ImprovedVGG19, size: tuple[int, in
         ({"pool": "mean"}, "pool"),
         ({"hidden_features": 0}, "hidden_features"),
         ({"dropout": 1.5}, "dropout"),
+        ({"width": 0.0}, "width"),
         ({"dropout": -0.1}, "dropout"),
     ],
 )
@@ -165,6 +166,24 @@ def test_hidden_layer() -> None:
     model.train()
     features = torch.rand(1, 512, 1, 1)
     assert not torch.equal(model.forward_head(features), model.forward_head(features))
+
+
+@pytest.mark.parametrize(
+    ("width", "channels"),
+    [(0.25, [16, 32, 64, 128, 128]), (0.1, [8, 16, 24, 48, 48]), (1.5, [96, 192, 384, 768, 768])],
+)
+def test_width_scales_all_channels(width: float, channels: list[int], tmp_path: Path) -> None:
+    model = ImprovedVGG19(width=width)
+    convolutions = [m for m in model.features if isinstance(m, nn.Conv2d)]
+    assert [m.out_channels for m in convolutions] == [
+        c for c, depth in zip(channels, (2, 2, 4, 4, 4), strict=True) for _ in range(depth)
+    ]
+    assert model(torch.zeros(2, 1, 44, 44)).shape == (2, 7)
+    assert model.num_features == channels[-1]
+    config = save_pretrained(model, tmp_path)
+    assert config.model_args["width"] == width
+    assert load_pretrained(tmp_path).num_features == channels[-1]
+    assert "width" not in save_pretrained(ImprovedVGG19(), tmp_path / "1").model_args
 
 
 def test_what_a_fresh_model_says_of_itself() -> None:

@@ -238,12 +238,15 @@ def test_config_that_is_not_as_it_must_be(
         ({"in_channels": 1.0}, "model_args.in_channels is 1.0"),
         ({"in_channels": None}, "model_args.in_channels is None"),
         ({"hidden_features": True}, "model_args.hidden_features is True"),
+        ({"width": 0}, "model_args.width is 0"),
+        ({"width": "1"}, "model_args.width is '1'"),
         ({"num_classes": 8}, "num_classes=8"),
         ({"in_channels": 3}, r"features\.0\.weight has shape \[64, 1, 3, 3\].*\[64, 3, 3, 3\]"),
         ({"hidden_features": 12}, "it lacks classifier.0.bias.*unknown classifier.bias"),
         ({"hidden_features": 10**13}, "no network can be built"),
         ({"in_channels": 10**30}, "no network can be built"),
-        ({"width": 3}, "has unknown width"),
+        ({"depth": 3}, "has unknown depth"),
+        ({"width": 0.5}, "has shape"),
     ],
 )
 def test_model_args_that_are_not_as_they_must_be(

@@ -58,12 +58,12 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
 
 
 def build(
-    arch: str, pool: Pool, hidden: int, batch_norm: bool, dropout: float
+    arch: str, pool: Pool, hidden: int, batch_norm: bool, dropout: float, width: float = 1.0
 ) -> ImprovedVGG19 | PlainVGG19:
     """A freshly initialised network by the settings of tools/train.py's ``Config``."""
     if arch == "vgg19":
         return PlainVGG19()
-    model = ImprovedVGG19(dropout=dropout, pool=pool, hidden_features=hidden or None)
+    model = ImprovedVGG19(dropout=dropout, pool=pool, hidden_features=hidden or None, width=width)
     if not batch_norm:
         for index, layer in enumerate(model.features):
             if isinstance(layer, nn.BatchNorm2d):
