@@ -440,11 +440,12 @@ def training(run: Run) -> list[Row]:
         weight = chosen.pop("votes_weight", 0.0)
         settings = Settings(**chosen)
         device, batch = settings.device_of(), settings.batch_size
-        many = 2 * batch
+        many = batch * (2 if device.type == "cpu" else 50)
         random = torch.Generator().manual_seed(0)
         votes = torch.rand(many, len(VOTES), generator=random).softmax(1).to(device)
+        network = ImprovedVGG19(dropout=settings.dropout)
         trainer = Trainer(
-            ImprovedVGG19(dropout=settings.dropout),
+            network,
             settings,
             torch.from_numpy(random_faces(many)).to(device),
             torch.randint(7, (many,), generator=random).to(device),
@@ -455,11 +456,24 @@ def training(run: Run) -> list[Row]:
         x = torch.randn(batch, 1, size, size, generator=random).to(device)
         x = x.contiguous(memory_format=torch.channels_last)
         y = F.one_hot(trainer.labels[:batch], 7).float()
+        side = 2048 if device.type == "cpu" else 8192
+        a = torch.randn(side, side, device=device).to(
+            torch.bfloat16 if trainer.bf16 else torch.float32
+        )
         silent = tqdm(disable=True)
 
+        def wait(device: torch.device = device) -> None:
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+
+        def multiply(a: Tensor = a, wait: Callable[[], None] = wait) -> None:
+            a @ a
+            wait()
+
         def fixed(
-            trainer: Trainer = trainer, x: Tensor = x, y: Tensor = y, weight: float = weight
-        ) -> None:
+            trainer: Trainer = trainer, x: Tensor = x, y: Tensor = y, weight: float = weight,
+            wait: Callable[[], None] = wait,
+        ) -> None:  # fmt: skip
             trainer.trainee.train()
             for _ in range(trainer.steps_an_epoch):
                 with torch.autocast(trainer.device.type, torch.bfloat16, enabled=trainer.bf16):
@@ -470,14 +484,17 @@ def training(run: Run) -> list[Row]:
                     loss = loss + weight * F.cross_entropy(vote_logits.float(), v)
                 trainer.optimizer.zero_grad()
                 loss.backward()
-            if trainer.device.type == "cuda":
-                torch.cuda.synchronize()
+            wait()
 
         def epoch(trainer: Trainer = trainer, silent: tqdm[Any] = silent) -> None:
             trainer.train_epoch(0, silent, "")
 
-        times = run.time({"forward and backward": fixed, "training": epoch})
+        times = run.time(
+            {"forward and backward": fixed, "training": epoch, "multiply matrices": multiply}
+        )
         alone, whole = times["forward and backward"], times["training"]
+        rate = 2 * side**3 / times["multiply matrices"].median
+        work = 3 * many * view_flops(network, size)  # forward, and twice that backward
         rows.append(
             {
                 "recipe": recipe,
@@ -487,6 +504,7 @@ def training(run: Run) -> list[Row]:
                 "training, images/s": many / whole.median,
                 "training, ms a step": Time(*(t / trainer.steps_an_epoch for t in whole)),
                 "ratio": alone.median / whole.median,
+                "share of the product rate, %": 100 * work / whole.median / rate,
             }
         )
     return rows

@@ -150,6 +150,7 @@ def build(config: Config) -> ImprovedVGG19:
             dropout=config.dropout,
             pool="avg" if config.pool == "avg" else "max",
             hidden_features=config.hidden_features or None,
+            width=config.width,
         )
     else:
         model = load_init(config.init)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -39,6 +39,7 @@ class Settings(Augmentation):
     """How a network is trained. The defaults are the paper's for FER2013 (its section 4); where
     the paper is silent they follow the public VGG19 recipe (see docs/paper.md)."""
 
+    width: float = 1.0  # all channels times this
     pool: str = "max"  # max or avg
     hidden_features: int = 0  # width of one more fully connected layer; 0 for none
     dropout: float = 0.5
@@ -46,6 +47,7 @@ class Settings(Augmentation):
     loss: str = "cross-entropy"  # or paper: formula (1)
     label_smoothing: float = 0.0
     mixup: float = 0.0  # alpha of the Beta distribution; 0 for no mixup
+    calm: float = 0.0  # share of the epochs, the last ones, with plainer images and no mixup
     epochs: int = 250
     batch_size: int = 128  # over all processes together
     lr: float = 0.01
@@ -58,6 +60,7 @@ class Settings(Augmentation):
     clip_value: float = 0.1  # each gradient entry is clipped to this; 0 for no clipping
     clip_norm: float = 0.0  # the whole gradient is clipped to this norm; 0 for no clipping
     ema: float = 0.0  # decay of the average of the weights that is kept and tested; 0 for none
+    ema_every: int = 1  # update it every so many steps, by the decay to their power
     precise_bn: bool = False  # BatchNorm's statistics measured anew at the end, on plain crops
     sizes: str = "44"  # side of the training images, as 44, or 32x4,44 for 4 epochs at 32 first
     crop: bool = True  # only random crops and mirrors, or else the ranges of Augmentation
@@ -65,6 +68,9 @@ class Settings(Augmentation):
     amp: str = "auto"  # bf16 autocast: auto (where it is faster), on, off
     conv: str = "auto"  # winograd, plain, or auto: winograd on a CPU, but not in bf16
     device: str = "auto"
+    ahead: bool = True  # on a GPU: all batches of an epoch are made at its start
+    graph: bool = True  # on a GPU: the step is one CUDA graph
+    compile: bool = False  # torch.compile: half as long again on a GPU for 20 seconds at the start
 
     def size(self, epoch: int) -> int:
         """Side of the training images in ``epoch``, counted from 0."""
@@ -75,6 +81,17 @@ class Settings(Augmentation):
                 return size
             epoch -= epochs
         return int(last)
+
+    def augmented(self, epoch: int) -> Augmentation:
+        """How images are changed in ``epoch``, counted from 0: in the calm end nothing is erased,
+        and rotation, scale and shift have a third of their range (nor are images mixed)."""
+        if not self.is_calm(epoch):
+            return self
+        third = {name: getattr(self, name) / 3 for name in ("rotate", "scale", "shift")}
+        return dataclasses.replace(self, erase=0.0, **third)
+
+    def is_calm(self, epoch: int) -> bool:
+        return epoch >= self.epochs * (1 - self.calm)
 
     def device_of(self, rank: int = 0) -> torch.device:
         """Where to train; ``rank`` counts this machine's processes."""
@@ -278,6 +295,27 @@ def frozen_layers(network: ImprovedVGG19 | PlainVGG19, blocks: int) -> list[nn.M
     return layers
 
 
+class Batches(NamedTuple):
+    """What a number of steps S learn from, B images each."""
+
+    x: Tensor  # (S, B, 1, side, side) float32, normalised
+    targets: Tensor  # (S, B, C) float32
+    votes: Tensor | None  # (S, B, len(VOTES)) float32
+    labels: Tensor  # (S, B) int64
+
+    def one(self, index: int) -> Batches:
+        """Those of one step, without the first axis."""
+        x, targets, votes, labels = self
+        return Batches(
+            x[index], targets[index], None if votes is None else votes[index], labels[index]
+        )
+
+
+def corrected(answers: Tensor, odds: Tensor) -> Tensor:
+    """Probabilities (N, C) times e to the power of ``odds`` (N, C), normalised."""
+    return (answers.clamp_min(1e-12).log() + odds).softmax(1)
+
+
 class Trainer:
     """A network in training on images that lie on its device.
 
@@ -285,7 +323,9 @@ class Trainer:
     the network itself, and is what a run is for. ``images`` (N, 48, 48) uint8, ``labels`` (N,)
     int64, ``votes`` (N, len(VOTES)) float32. ``teacher`` are probabilities that are learned with
     the share ``teacher_weight``, the labels with the rest: those of the images, (N, C) float32, or
-    a function that is asked about each batch as it is trained on, (B, 1, S, S) to (B, C) float32.
+    a function that is asked about each batch as it is augmented, (B, 1, S, S) to (B, C) float32.
+    What it says of an image is ``corrected`` by the image's ``odds`` (N, C), if there are any,
+    before images are mixed.
     """
 
     def __init__(
@@ -299,6 +339,7 @@ class Trainer:
         votes_weight: float = 0.0,
         teacher: Tensor | Callable[[Tensor], Tensor] | None = None,
         teacher_weight: float = 0.0,
+        odds: Tensor | None = None,
         world: int = 1,
         rank: int = 0,
     ) -> None:
@@ -308,8 +349,10 @@ class Trainer:
         smoothing, classes = settings.label_smoothing, network.num_classes
         self.targets = F.one_hot(labels, classes) * (1 - smoothing) + smoothing / classes
         self.teacher, self.teacher_weight = None, teacher_weight
+        self.odds = odds
         if isinstance(teacher, Tensor):
-            self.targets.lerp_(teacher, teacher_weight)
+            known = teacher if odds is None else corrected(teacher, odds)
+            self.targets.lerp_(known, teacher_weight)
         else:
             self.teacher = teacher
         self.device = images.device
@@ -322,7 +365,7 @@ class Trainer:
             raise SystemExit(
                 f"a batch of {settings.batch_size} cannot be shared by {world} processes"
             )
-        on_cpu = self.device.type == "cpu"
+        on_cpu, on_gpu = (self.device.type == kind for kind in ("cpu", "cuda"))
         self.bf16 = settings.amp == "on" or (
             settings.amp == "auto" and prefers_bfloat16(self.device)
         )
@@ -348,10 +391,20 @@ class Trainer:
                 {"params": weights, "weight_decay": settings.weight_decay},
                 {"params": others, "weight_decay": settings.weight_decay * settings.decay_all},
             ],
-            lr=settings.lr,
+            # On a GPU a number that a CUDA graph reads anew each time it runs.
+            lr=torch.tensor(settings.lr, device=self.device) if on_gpu else settings.lr,
             momentum=settings.momentum,
             nesterov=settings.nesterov,
+            fused=on_gpu,
         )
+        self.ahead = settings.ahead and on_gpu
+        self.graphs: dict[torch.Size, Graph] | None = None
+        if settings.graph and on_gpu and world == 1:
+            self.graphs = {}
+        self.total_loss = torch.zeros((), device=self.device)
+        self.right = torch.zeros((), device=self.device)
+        if settings.compile:
+            self.trainee.compile()
         self.model: nn.Module = self.trainee
         if world > 1:
             self.model = nn.parallel.DistributedDataParallel(
@@ -378,7 +431,8 @@ class Trainer:
         if "targets" in tensors:  # runs that are older have no teachers either
             self.targets = tensors["targets"].to(self.device)
         for index, parameter in enumerate(self.parameters):
-            momentum = tensors[f"momentum.{index}"].to(self.device)
+            # In the parameter's own layout, which the fused optimizer takes for granted.
+            momentum = torch.empty_like(parameter).copy_(tensors[f"momentum.{index}"])
             self.optimizer.state[parameter]["momentum_buffer"] = momentum
 
     def measure_batch_norm(self) -> None:
@@ -404,12 +458,66 @@ class Trainer:
         update_bn(batches(), self.average)
         self.average.eval()
 
+    @torch.no_grad()
+    def make(
+        self, picked: Tensor, numbers: Tensor, kept: Tensor, how: Augmentation, size: int
+    ) -> Batches:
+        """The images ``picked`` (S, B), augmented as ``numbers`` say, and mixed with the one before
+        them in the batch where ``kept`` (S,), the share that stays, is not 1."""
+        flat = picked.flatten()
+        x = augment(self.images[flat], numbers[flat], how, size, CROP)
+        x = normalise(x, self.network.mean, self.network.std)
+        y = self.targets[flat]
+        if self.teacher is not None:
+            parts = x.contiguous(memory_format=torch.channels_last).split(4096)
+            answers = torch.cat([self.teacher(part) for part in parts])
+            if self.odds is not None:
+                answers = corrected(answers, self.odds[flat])
+            y = y.lerp(answers, self.teacher_weight)
+        mixed = bool((kept != 1).any())
+        kept = kept.to(self.device)
+
+        def mix(values: Tensor) -> Tensor:
+            values = values.unflatten(0, picked.shape)
+            if not mixed:
+                return values
+            share = kept.view(-1, *[1] * (values.ndim - 1))
+            return share * values + (1 - share) * values.roll(1, 1)
+
+        votes = None if self.votes is None else mix(self.votes[flat])
+        return Batches(mix(x), mix(y), votes, self.labels[flat].view(picked.shape))
+
+    def step(self, batch: Batches) -> None:
+        x, targets, votes, labels = batch
+        x = x.contiguous(memory_format=torch.channels_last)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            logits, vote_logits = self.model(x)
+        loss = soft_loss(logits.float(), targets, self.settings.loss)
+        if vote_logits is not None and votes is not None:
+            loss = loss + self.votes_weight * F.cross_entropy(vote_logits.float(), votes)
+        self.optimizer.zero_grad()
+        loss.backward()
+        if self.settings.clip_norm:
+            nn.utils.clip_grad_norm_(self.parameters, self.settings.clip_norm)
+        if self.settings.clip_value:
+            nn.utils.clip_grad_value_(self.parameters, self.settings.clip_value)
+        self.optimizer.step()
+        self.total_loss += loss.detach()
+        self.right += (logits.argmax(1) == labels).sum()
+
+    def set_rate(self, lr: float) -> None:
+        for group in self.optimizer.param_groups:
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(lr)
+            else:
+                group["lr"] = lr
+
     def train_epoch(self, epoch: int, bar: tqdm[Any], after_nan: str) -> dict[str, Any]:
         """Train ``epoch``, counted from 0, and return its line of metrics.jsonl.
 
         ``after_nan`` ends the message of the SystemExit that a loss which is not finite raises.
         """
-        settings, network, device, votes = self.settings, self.network, self.device, self.votes
+        settings, device, steps = self.settings, self.device, self.steps_an_epoch
         # All that is random in an epoch follows from the seed and the epoch, so a resumed
         # run needs no generator state, and all processes draw the same numbers.
         seed = settings.seed * 1_000_003 + epoch
@@ -417,86 +525,94 @@ class Trainer:
         count = len(self.images)
         order = torch.randperm(count, generator=generator).to(device)
         numbers = torch.rand(count, NUMBERS, generator=generator).to(device)
-        partners = torch.randint(count, (count,), generator=generator).to(device)
         torch.manual_seed(seed * 97 + self.rank)
-        lambdas = (
-            torch.distributions.Beta(settings.mixup, settings.mixup).sample((self.steps_an_epoch,))
-            if settings.mixup
-            else torch.ones(self.steps_an_epoch)
-        )
+        kept = torch.ones(steps)
+        if settings.mixup and not settings.is_calm(epoch):
+            kept = torch.distributions.Beta(settings.mixup, settings.mixup).sample((steps,))
         size, started = settings.size(epoch), time.perf_counter()
-        total_loss = torch.zeros((), device=device)
-        right = torch.zeros((), device=device)
+        order = order[: steps * settings.batch_size].view(steps, -1)[:, self.rank :: self.world]
+        self.total_loss.zero_()
+        self.right.zero_()
         lr = settings.lr
         self.trainee.train()
         for layer in self.frozen:
             layer.eval()  # BatchNorm's statistics stay too
-        for step in range(self.steps_an_epoch):
-            begin = step * settings.batch_size
-            picked = order[begin : begin + settings.batch_size][self.rank :: self.world]
-            done = epoch * self.steps_an_epoch + step
-            lr = learning_rate(settings, done, self.steps_an_epoch * settings.epochs, epoch)
-            for group in self.optimizer.param_groups:
-                group["lr"] = lr
-            x = augment(self.images[picked], numbers[picked], settings, size, CROP)
-            y = self.targets[picked]
-            v = None if votes is None else votes[picked]
-            if settings.mixup:
-                other, keep = partners[picked], float(lambdas[step])
-                # Mirrored numbers give the partner an augmentation of its own.
-                x2 = augment(self.images[other], 1 - numbers[picked], settings, size, CROP)
-                x = keep * x + (1 - keep) * x2
-                y = keep * y + (1 - keep) * self.targets[other]
-                if votes is not None and v is not None:
-                    v = keep * v + (1 - keep) * votes[other]
-            x = normalise(x, network.mean, network.std)
-            x = x.contiguous(memory_format=torch.channels_last)
-            if self.teacher is not None:
-                y = y.lerp(self.teacher(x), self.teacher_weight)
-            with torch.autocast(device.type, torch.bfloat16, enabled=self.bf16):
-                logits, vote_logits = self.model(x)
-            loss = soft_loss(logits.float(), y, settings.loss)
-            if vote_logits is not None and v is not None:
-                loss = loss + self.votes_weight * F.cross_entropy(vote_logits.float(), v)
-            self.optimizer.zero_grad()
-            loss.backward()
-            if settings.clip_norm:
-                nn.utils.clip_grad_norm_(self.parameters, settings.clip_norm)
-            if settings.clip_value:
-                nn.utils.clip_grad_value_(self.parameters, settings.clip_value)
-            self.optimizer.step()
-            if settings.ema:
-                decay = min(settings.ema, (1 + done) / (10 + done))
-                update_average(self.average, network, decay)
-            total_loss += loss.detach()
-            right += (logits.argmax(1) == self.labels[picked]).sum()
-            if step % 10 == 9 or step == self.steps_an_epoch - 1:
-                current = float(total_loss) / (step + 1)
+        ahead = steps if self.ahead else 1
+        for step in range(steps):
+            if step % ahead == 0:
+                part = slice(step, step + ahead)
+                made = self.make(order[part], numbers, kept[part], settings.augmented(epoch), size)
+            done = epoch * steps + step
+            lr = learning_rate(settings, done, steps * settings.epochs, epoch)
+            self.set_rate(lr)
+            batch = made.one(step % ahead)
+            if self.graphs is None:
+                self.step(batch)
+            else:
+                self.graphs.setdefault(batch.x.shape, Graph()).run(self.step, batch)
+            if settings.ema and (done + 1) % settings.ema_every == 0:
+                decay = min(settings.ema, (1 + done) / (10 + done)) ** settings.ema_every
+                update_average(self.average, self.network, decay)
+            # A GPU is not waited for inside an epoch.
+            if step == steps - 1 or (step % 10 == 9 and device.type == "cpu"):
+                current = float(self.total_loss) / (step + 1)
                 if not math.isfinite(current):
                     raise SystemExit(f"the loss became {current} in epoch {epoch + 1}; {after_nan}")
-                seen = (step + 1) * len(picked)
+                seen = (step + 1) * order.shape[1]
                 bar.set_postfix(
-                    epoch=epoch + 1, loss=f"{current:.3f}", acc=f"{float(right) / seen:.3f}",
+                    epoch=epoch + 1, loss=f"{current:.3f}", acc=f"{float(self.right) / seen:.3f}",
                     refresh=False,
                 )  # fmt: skip
             bar.update(settings.batch_size)
         if settings.precise_bn and epoch == settings.epochs - 1:
             self.measure_batch_norm()
-        sums = torch.stack((total_loss, right))
+        sums = torch.stack((self.total_loss, self.right))
         if self.world > 1:
             dist.all_reduce(sums)
         seconds = time.perf_counter() - started
-        images = self.steps_an_epoch * settings.batch_size
+        images = steps * settings.batch_size
         return {
             "epoch": epoch + 1,
             "epochs": settings.epochs,
             "size": size,
             "lr": lr,
-            "loss": float(sums[0]) / self.steps_an_epoch / self.world,
+            "loss": float(sums[0]) / steps / self.world,
             "train_accuracy": float(sums[1]) / images,
             "seconds": seconds,
             "images_per_second": images / seconds,
         }
+
+
+class Graph:
+    """A training step on a GPU: captured as a CUDA graph after a few that are run as they are."""
+
+    def __init__(self) -> None:
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self.eager = 0
+        self.batch: Batches
+
+    def run(self, step: Callable[[Batches], None], batch: Batches) -> None:
+        """Do ``step`` with ``batch``, of the same shape each time."""
+        if self.eager < 3:  # cuDNN tries its kernels, and the optimizer makes its momentum
+            self.eager += 1
+            stream = torch.cuda.Stream()
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                step(batch)
+            torch.cuda.current_stream().wait_stream(stream)
+            return
+        if self.graph is None:
+            x, targets, votes, labels = batch
+            self.batch = Batches(
+                x.clone(), targets.clone(), None if votes is None else votes.clone(), labels.clone()
+            )
+            self.graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self.graph):
+                step(self.batch)
+        for held, new in zip(self.batch, batch, strict=True):
+            if held is not None and new is not None:
+                held.copy_(new)
+        self.graph.replay()
 
 
 def save_checkpoint(

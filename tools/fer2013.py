@@ -221,18 +221,26 @@ def _read_folder(root: Path) -> Faces:
 
 
 def load_votes(path: str | os.PathLike[str], faces: Faces) -> npt.NDArray[np.float32]:
-    """The FER+ votes of ``faces`` as distributions over ``VOTES``, (N, 10) float32.
-
-    Images without votes get a row of zeros, which weighs nothing in a cross-entropy.
-    """
+    """How many voted for each of ``VOTES`` on each of ``faces``, (N, 10) float32, by the file of
+    FER+; all zeros for an image without votes."""
     table = np.loadtxt(path, delimiter=",", skiprows=1, usecols=(0, *range(2, 12)), dtype=np.int64)
     votes = np.zeros((max(faces.rows.max(), table[:, 0].max()) + 1, len(VOTES)), np.float32)
     votes[table[:, 0]] = table[:, 1:]
     if (faces.rows < 0).any():
         raise ValueError("FER+ votes go by the row of the CSV; images from a folder have none")
-    chosen = votes[faces.rows]
-    shares: npt.NDArray[np.float32] = chosen / np.maximum(chosen.sum(1, keepdims=True), 1)
-    return shares
+    chosen: npt.NDArray[np.float32] = votes[faces.rows]
+    return chosen
+
+
+def vote_odds(
+    votes: npt.NDArray[np.float32], labels: npt.NDArray[np.int64], classes: int
+) -> npt.NDArray[np.float32]:
+    """How much more likely each label makes the votes on each image: the sum over its ``votes``
+    (N, 10) of log P(vote | label), (N, classes). P is counted on the same images, one added."""
+    counts = np.ones((classes, votes.shape[1]))
+    np.add.at(counts, labels, votes)
+    odds: npt.NDArray[np.float32] = votes @ np.log(counts / counts.sum(1, keepdims=True)).T
+    return odds.astype(np.float32)
 
 
 def main() -> None:

@@ -24,8 +24,9 @@ def plot_curves(history: Sequence[dict[str, Any]], path: Path) -> None:
         ("public_accuracy", "PublicTest, one centre crop"),
         ("holdout_accuracy", "held-out Training, one centre crop"),
     ):
-        if history and key in history[0]:
-            right.plot(epochs, [100 * line[key] for line in history], label=label)
+        points = [(line["epoch"], 100 * line[key]) for line in history if key in line]
+        if points:
+            right.plot(*zip(*points, strict=True), label=label)
     right.set(xlabel="epoch", ylabel="accuracy in %")
     right.legend(loc="best", frameon=False)
     for axes in (left, right):
