@@ -53,9 +53,9 @@ class _Registered:
 #: The named weights; ``python tools/publish.py register FOLDER`` prints such an entry.
 _REGISTRY: dict[str, _Registered] = {
     "fer2013": _Registered(
-        sha256="2665b795eb54fe47d2ff04a7fe8c523d4e1296bdfcac3ba8e7a8eb05c5ee622a",
+        sha256="8f78e9e88e654018e8c2d51b138e76ab0919369c496063ebc99e5541f62c91c1",
         size=40162340,
-        config_sha256="b605dfd81fbe6a168d0f733de1e34475f30c6f62f8808a2d468718ac71b77649",
+        config_sha256="e1f3cfcffafa79566aa62d471f8a0fc5acc79c35b628d60549c948db414ffb8f",
     ),
     "ckplus": _Registered(
         sha256="d5476ea9000a9f5f4df98d4e6401e5374a2643a7ab6bc866c2ccedbe93f95a05",

@@ -142,6 +142,15 @@ def test_the_card_says_all_that_it_has_to(bundled: Path) -> None:
     )
 
 
+def test_a_card_of_two_splits(bundled: Path) -> None:
+    config = WeightsConfig.from_json((bundled / CONFIG_FILE).read_bytes())
+    private = EVALUATION | {"split": "PrivateTest", "accuracy": {"ten_crop": 0.7321}}
+    text = publish.model_card("fer2013", config, EVALUATION, private)
+    assert text.index("\nPublicTest, 3,589 images") < text.index("\nPrivateTest, 3,589 images")
+    assert "| ten crops (the default) | 73.21% | 69.51% | 0.021 |" in text
+    assert text.count("split: PublicTest\n") == text.count("split: PrivateTest\n") == 1
+
+
 def test_no_figure_of_the_card_is_typed(bundled: Path) -> None:
     """Other measurements give other figures, each of them."""
 
@@ -173,7 +182,7 @@ def test_an_evaluation_of_other_weights(bundled: Path) -> None:
         publish.model_card("fer2013", config, EVALUATION | {"temperature": 1.1})
     with pytest.raises(ValueError, match="classes of the evaluation are not those"):
         publish.model_card("fer2013", config, EVALUATION | {"per_class": {"anger": {}}})
-    with pytest.raises(ValueError, match="'fer' is none of fer2013, ckplus"):
+    with pytest.raises(ValueError, match="'fer' is none of fer2013, fer2013-small, ckplus"):
         publish.model_card("fer", config, EVALUATION)
 
 

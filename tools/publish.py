@@ -28,11 +28,15 @@ CARD_FILE = "README.md"
 WEIGHTS = Path(ferfacenet.__file__).with_name("weights")
 
 #: By registered name: what people call the data set, and what the Hub does.
-DATASETS = {"fer2013": ("FER2013", "fer2013"), "ckplus": ("CK+", "ckplus")}
+DATASETS = {
+    "fer2013": ("FER2013", "fer2013"),
+    "fer2013-small": ("FER2013", "fer2013"),
+    "ckplus": ("CK+", "ckplus"),
+}
 
 TTAS = {
     "ten_crop": "ten crops (the default)",
-    "flip": "image and mirror image",
+    "flip": "centre crop and its mirror",
     "single": "one centre crop",
 }
 
@@ -63,21 +67,7 @@ Data licence: {dataset_license}
 
 ## Figures
 
-{split}, {images}, temperature {temperature}, measured by
-
-```sh
-{command}
-```
-
-{accuracies}
-
-Per class, ten crops (macro F1 {macro_f1}):
-
-| Class | Recall | Precision | F1 | Images |
-|---|---|---|---|---|
-{classes}
-
-## Limits
+{figures}## Limits
 
 The labels are what some people thought that other people's faces show, and they are noisy. The
 figures hold for pictures like those of {dataset}; on other cameras, poses, ages or skin tones
@@ -97,42 +87,33 @@ hire, grade, police, insure, diagnose or watch anybody.
 """
 
 
-def model_card(name: str, config: WeightsConfig, evaluation: dict[str, Any]) -> str:
-    """The text of the card for the registered ``name``, its figures from ``evaluation``.
+_FIGURES = """{split}, {images}, temperature {temperature}, measured by
 
-    Args:
-        name: decides the data set and the repository that the card names.
-        config: the weights' config.
-        evaluation: what tools/evaluate.py writes as evaluation.json, or
-            tools/ckplus_kfold.py as result.json.
+```sh
+{command}
+```
 
-    Raises:
-        ValueError: the config does not say what the weights were trained on, how they were
-            chosen or how the data is licensed, or the evaluation is of other weights.
-    """
-    from huggingface_hub import EvalResult, ModelCardData
+{accuracies}
 
-    for key in ("trained_on", "selected_on", "dataset_license"):
-        if not getattr(config, key).strip():
-            raise ValueError(f"{key} in {CONFIG_FILE} is empty, and the card has to say it")
-    if evaluation["temperature"] != config.temperature:
-        raise ValueError(
-            f"the evaluation was made at temperature {evaluation['temperature']}, and "
-            f"{CONFIG_FILE} says {config.temperature}: evaluate again"
-        )
-    if list(evaluation["per_class"]) != list(config.categories):
-        raise ValueError(f"the classes of the evaluation are not those of {CONFIG_FILE}")
-    if name not in DATASETS:
-        raise ValueError(f"{name!r} is none of {', '.join(DATASETS)}; add it to DATASETS")
-    dataset, dataset_id = DATASETS[name]
-    repo, split = repo_id(name), evaluation["split"]
+Per class, ten crops (macro F1 {macro_f1}):
+
+| Class | Recall | Precision | F1 | Images |
+|---|---|---|---|---|
+{classes}
+
+"""
+
+
+def figures(dataset: tuple[str, str], evaluation: dict[str, Any]) -> tuple[list[Any], str]:
+    """What the Hub lists of an evaluation, and the paragraphs of the card about it."""
+    from huggingface_hub import EvalResult
 
     def result(kind: str, title: str, value: float, tta: str) -> EvalResult:
         return EvalResult(
             task_type="image-classification",
-            dataset_type=dataset_id,
-            dataset_name=dataset,
-            dataset_split=split,
+            dataset_type=dataset[1],
+            dataset_name=dataset[0],
+            dataset_split=evaluation["split"],
             metric_type=kind,
             metric_name=title,
             metric_value=round(value, 5),
@@ -150,16 +131,6 @@ def model_card(name: str, config: WeightsConfig, evaluation: dict[str, Any]) -> 
             title = f"Accuracy ({tta}, without duplicates)"
             results.append(result("accuracy", title, fresh[tta], tta))
     results.append(result("f1", "Macro F1 (ten_crop)", evaluation["macro_f1"], "ten_crop"))
-    data = ModelCardData(
-        library_name="ferfacenet",
-        license=config.license,
-        pipeline_tag="image-classification",
-        tags=["facial-expression-recognition", "pytorch"],
-        datasets=[dataset_id],
-        metrics=["accuracy", "f1"],
-        model_name=repo.rpartition("/")[2],
-        eval_results=results,
-    )
     images, columns = f"{evaluation['images']:,} images", ["Views", "Accuracy"]
     if fresh:
         images += (
@@ -179,29 +150,75 @@ def model_card(name: str, config: WeightsConfig, evaluation: dict[str, Any]) -> 
         f"{of['support']} |"
         for category, of in evaluation["per_class"].items()
     ]
+    return results, _FIGURES.format(
+        split=evaluation["split"],
+        images=images,
+        temperature=evaluation["temperature"],
+        command=evaluation["command"],
+        accuracies="\n".join(accuracies),
+        macro_f1=f"{evaluation['macro_f1']:.1%}",
+        classes="\n".join(classes),
+    )
+
+
+def model_card(name: str, config: WeightsConfig, *evaluations: dict[str, Any]) -> str:
+    """The text of the card for the registered ``name``, its figures from ``evaluations``.
+
+    Args:
+        name: decides the data set and the repository that the card names.
+        config: the weights' config.
+        evaluations: what tools/evaluate.py writes as evaluation.json, or
+            tools/ckplus_kfold.py as result.json; one for each split.
+
+    Raises:
+        ValueError: the config does not say what the weights were trained on, how they were
+            chosen or how the data is licensed, or an evaluation is of other weights.
+    """
+    from huggingface_hub import ModelCardData
+
+    for key in ("trained_on", "selected_on", "dataset_license"):
+        if not getattr(config, key).strip():
+            raise ValueError(f"{key} in {CONFIG_FILE} is empty, and the card has to say it")
+    for evaluation in evaluations:
+        if evaluation["temperature"] != config.temperature:
+            raise ValueError(
+                f"the evaluation was made at temperature {evaluation['temperature']}, and "
+                f"{CONFIG_FILE} says {config.temperature}: evaluate again"
+            )
+        if list(evaluation["per_class"]) != list(config.categories):
+            raise ValueError(f"the classes of the evaluation are not those of {CONFIG_FILE}")
+    if name not in DATASETS:
+        raise ValueError(f"{name!r} is none of {', '.join(DATASETS)}; add it to DATASETS")
+    dataset, repo = DATASETS[name], repo_id(name)
+    found = [figures(dataset, evaluation) for evaluation in evaluations]
+    data = ModelCardData(
+        library_name="ferfacenet",
+        license=config.license,
+        pipeline_tag="image-classification",
+        tags=["facial-expression-recognition", "pytorch"],
+        datasets=[dataset[1]],
+        metrics=["accuracy", "f1"],
+        model_name=repo.rpartition("/")[2],
+        eval_results=[result for results, _ in found for result in results],
+    )
     body = _BODY.format(
-        dataset=dataset,
+        dataset=dataset[0],
         categories=", ".join(config.categories[:-1]) + " and " + config.categories[-1],
         repo=repo,
         trained_on=config.trained_on,
         selected_on=config.selected_on,
         dataset_license=config.dataset_license,
         license=config.license,
-        split=split,
-        images=images,
-        temperature=config.temperature,
-        command=evaluation["command"],
-        accuracies="\n".join(accuracies),
-        macro_f1=f"{evaluation['macro_f1']:.1%}",
-        classes="\n".join(classes),
+        figures="".join(text for _, text in found),
     )
     return f"---\n{data.to_yaml()}\n---\n{body}"
 
 
-def write_card(folder: Path, evaluation: Path) -> None:
+def write_card(folder: Path, evaluations: list[Path]) -> None:
     """Write the folder's README.md; the folder's name is the registered one."""
     config = WeightsConfig.from_json((folder / CONFIG_FILE).read_bytes())
-    text = model_card(folder.name, config, json.loads(evaluation.read_text()))
+    found = [json.loads(path.read_text()) for path in evaluations]
+    text = model_card(folder.name, config, *found)
     write_atomically(folder / CARD_FILE, text.encode())
     print(f"wrote {folder / CARD_FILE}")
 
@@ -288,7 +305,9 @@ def main(arguments: list[str] | None = None) -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     card = commands.add_parser("card", help="write README.md of a weights folder")
     card.add_argument("folder", type=Path)
-    card.add_argument("evaluation", type=Path, help="evaluation.json or result.json")
+    card.add_argument(
+        "evaluations", type=Path, nargs="+", help="evaluation.json of each split, or result.json"
+    )
     register = commands.add_parser("register", help="print the entry for ferfacenet/hub.py")
     register.add_argument("folder", type=Path)
     send = commands.add_parser("upload", help="put registered weights on the Hub")
@@ -298,7 +317,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     try:
         if options.command == "card":
-            write_card(options.folder.resolve(), options.evaluation)
+            write_card(options.folder.resolve(), options.evaluations)
         elif options.command == "register":
             print(registration(options.folder.resolve()))
         else:
