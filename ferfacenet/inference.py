@@ -65,8 +65,8 @@ def predict_proba(
             images, and one of three or two is a single image (so a single prepared tensor
             (1, 48, 48) needs ``[None]``).
         tta: the views of each image: ``"ten_crop"``, the paper's corners and centre at
-            44x44 with their mirrors; ``"flip"``, the whole 48x48 and its mirror; None, the
-            centre 44x44 crop alone.
+            44x44 with their mirrors; ``"flip"``, the centre 44x44 and its mirror; None, the
+            centre alone.
         batch_size: the most views (crops) that exist, and that the model is given, at once;
             with ten crops, those of ``batch_size // 10`` images (of one, in parts, if less).
         precision: ``"float32"``; ``"bfloat16"``; or ``"auto"``, the faster of the two on
@@ -107,13 +107,12 @@ def predict_proba(
 
 
 def views(batch: Tensor, tta: TTA | None) -> Tensor:
-    """(N, 1, 48, 48) to the views of each image, (views, N, 1, h, w)."""
+    """(N, 1, 48, 48) to the views of each image, (views, N, 1, 44, 44)."""
     if tta == "ten_crop":
         return ten_crop(batch)
-    if tta == "flip":
-        return torch.stack((batch, batch.flip(-1)))
     edge = (SIZE - CROP) // 2
-    return batch[None, ..., edge : edge + CROP, edge : edge + CROP]
+    centre = batch[..., edge : edge + CROP, edge : edge + CROP]
+    return torch.stack((centre, centre.flip(-1))) if tta == "flip" else centre[None]
 
 
 @contextmanager
