@@ -57,6 +57,11 @@ _REGISTRY: dict[str, _Registered] = {
         size=40162340,
         config_sha256="e1f3cfcffafa79566aa62d471f8a0fc5acc79c35b628d60549c948db414ffb8f",
     ),
+    "fer2013-small": _Registered(
+        sha256="8b54dfb1c0dac2b0d8c8d7189fe643a939667082024fe263ef1f0c49fdd50a63",
+        size=2541228,
+        config_sha256="a183e40b1c58ade2d3a45c622a3d8b956fc91885d4484a7cc927553e112884fe",
+    ),
     "ckplus": _Registered(
         sha256="d5476ea9000a9f5f4df98d4e6401e5374a2643a7ab6bc866c2ccedbe93f95a05",
         size=40162340,

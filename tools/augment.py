@@ -36,7 +36,7 @@ NUMBERS = 12
 def augment(images: Tensor, numbers: Tensor, how: Augmentation, size: int, crop: int) -> Tensor:
     """(N, 48, 48) uint8 to (N, 1, size, size) float32 in [0, 1].
 
-    ``numbers`` (N, ``NUMBERS``) uniform in [0, 1] decides everything, so that the result
+    ``numbers`` (N, ``NUMBERS``) uniform in [0, 1) decides everything, so that the result
     depends neither on the device nor on how a batch is shared between processes. ``crop`` is
     the side of the window that is cut out, which ``size`` samples.
     """
@@ -44,8 +44,7 @@ def augment(images: Tensor, numbers: Tensor, how: Augmentation, size: int, crop:
     flip = numbers[:, 0] < 0.5
     signed = 2 * numbers[:, 1:7] - 1
     if how.crop:
-        # Mixup's mirrored numbers reach 1, which would start past the last place.
-        start = (numbers[:, 1:3] * (full - crop + 1)).long().clamp_(max=full - crop)
+        start = (numbers[:, 1:3] * (full - crop + 1)).long()
         span = torch.arange(crop, device=images.device)
         rows = start[:, 0, None, None] + span[None, :, None]
         columns = start[:, 1, None, None] + torch.where(flip[:, None], span.flip(0), span)[:, None]

@@ -230,6 +230,8 @@ def main(arguments: list[str] | None = None) -> None:
     config, out, resumed = parse(arguments)
     world, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
     device = config.device_of(int(os.environ.get("LOCAL_RANK", 0)))
+    if world > 1 and config.minutes:
+        raise SystemExit("--minutes is for one process; give --epochs with torchrun")
     if world > 1:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     stop_cleanly()
