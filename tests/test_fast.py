@@ -413,6 +413,7 @@ def test_sixteen_threads_share_one_layout(vgg: ImprovedVGG19, folds: list[Any]) 
 
     with ThreadPoolExecutor(16) as pool:
         answers = list(pool.map(answer, range(16)))
+    x = x[..., 2:46, 2:46]
     want = plain(vgg, torch.cat((x, x.flip(3)))).view(2, 2, 7).mean(0)
     for p in answers:
         torch.testing.assert_close(p, want, atol=1e-5, rtol=0)

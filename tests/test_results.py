@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import ablations
+import experts
 import pytest
 from conftest import ROOT
 from test_ablations import assert_one_change_each
@@ -112,6 +113,14 @@ def test_the_ablations() -> None:
     assert base["epochs"] >= 10
     for name in ablations.VARIANTS:
         assert len(ablations.read_lines(folder / ablations.slug(name))) == base["epochs"]
+
+
+def test_the_experts() -> None:
+    found = read(RESULTS / "experts" / "experts.json")
+    assert experts.table(found) in PAGE
+    assert f"for all ({found['weight']}), chosen" in PROSE
+    known = found["held-out accuracy by weight"]["0.0"]
+    assert f"twentieth {100 * known:.1f} % are right without any expert" in PROSE
 
 
 def test_the_table_of_classes() -> None:

@@ -2,7 +2,7 @@
 
   python tools/benchmark.py --out runs/benchmark
   python tools/benchmark.py --out runs/benchmark --peers --data fer2013.csv \\
-      --evaluation docs/results/release2-precise/evaluation.json --plot accuracy-time.png
+      --evaluation docs/results/release8/evaluation.json --plot accuracy-time.png
 
 prints its tables and writes them to OUT/benchmark.md, and every figure to OUT/benchmark.json.
 A run of some sections (--only) replaces those and keeps the rest. The whole takes about 15
