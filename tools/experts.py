@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from ferfacenet import ImprovedVGG19, load_pretrained
 from ferfacenet.hub import write_atomically
-from ferfacenet.transforms import CROP, SIZE
+from ferfacenet.inference import views
 
 EXPERTS = ("fear", "sadness", "disgust")
 WEIGHTS = [round(0.1 * step, 1) for step in range(11)]
@@ -37,11 +37,9 @@ WEIGHTS = [round(0.1 * step, 1) for step in range(11)]
 @torch.no_grad()
 def embed(model: ImprovedVGG19, images: Any, label: str) -> Tensor:
     """(N, 48, 48) uint8 to the embeddings of the centre crop and its mirror, (2, N, 512)."""
-    edge = (SIZE - CROP) // 2
     parts = []
     for part in tqdm(prepare(model, images).split(128), desc=label, disable=None):
-        centre = part[..., edge : edge + CROP, edge : edge + CROP]
-        both = torch.cat((centre, centre.flip(-1))).to(memory_format=torch.channels_last)
+        both = views(part, "flip").flatten(0, 1).to(memory_format=torch.channels_last)
         found = model.forward_head(model.forward_features(both), pre_logits=True)
         parts.append(found.unflatten(0, (2, -1)))
     return torch.cat(parts, 1)
