@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from ferfacenet import ImprovedVGG19
 
-dependencies = ["torch", "numpy", "PIL"]
+dependencies = ["torch", "numpy", "PIL", "safetensors"]
 
 
 def improved_vgg19(weights: str = "fer2013", **options: object) -> ImprovedVGG19:
@@ -24,13 +24,14 @@ def improved_vgg19(weights: str = "fer2013", **options: object) -> ImprovedVGG19
 
     Args:
         weights: a bundled name (``"fer2013"``), a local folder or ``.safetensors`` file, or
-            a Hugging Face Hub id ``"org/repo"``.
+            a Hugging Face Hub id ``"org/repo"``, which needs huggingface_hub.
         options: ``revision``, ``device``, ``cache_dir``, ``local_files_only`` and ``token``,
             as ``ferfacenet.load_pretrained`` takes them.
 
     Returns:
-        A module that takes (N, 1, H, W) with H, W >= 32, as ``preprocess`` makes them, and
-        returns logits (N, 7) in the order of its ``categories``.
+        A module that takes pixels in [0, 1], (N, 1, H, W) with H, W >= 32, as ``preprocess``
+        makes them, and returns logits (N, 7) in the order of its ``categories``;
+        ``model(x).softmax(1)`` is calibrated.
     """
     from ferfacenet import load_pretrained
 
@@ -38,7 +39,7 @@ def improved_vgg19(weights: str = "fer2013", **options: object) -> ImprovedVGG19
 
 
 def preprocess() -> Callable[..., Tensor]:
-    """The function that turns an image of any kind into a (1, 48, 48) float tensor.
+    """The function that turns an image of any kind into pixels in [0, 1], (1, 48, 48) float32.
 
     Returns:
         ``ferfacenet.preprocess``: ``preprocess(image)`` takes a path, bytes, an open file, a

@@ -6,10 +6,10 @@
 """
 
 from ferfacenet.faces import Face, detect_faces
-from ferfacenet.hub import WeightsError, list_pretrained, load_pretrained, save_pretrained
-from ferfacenet.inference import predict_proba
+from ferfacenet.hub import list_pretrained, load_pretrained
+from ferfacenet.inference import predict_proba, preprocess
 from ferfacenet.model import ImprovedVGG19
-from ferfacenet.transforms import preprocess
+from ferfacenet.weights import WeightsError, save_pretrained
 
 __version__ = "0.1.0"
 

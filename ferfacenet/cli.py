@@ -15,13 +15,19 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
-from ferfacenet import ImprovedVGG19, WeightsError, __version__, load_pretrained, predict_proba
-from ferfacenet.faces import Face, detect_faces
-from ferfacenet.transforms import SIZE, normalise, preprocess, read_image
-
-_SUFFIXES = frozenset(
-    (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".avif")
+from ferfacenet import (
+    Face,
+    ImprovedVGG19,
+    WeightsError,
+    __version__,
+    detect_faces,
+    load_pretrained,
+    predict_proba,
+    preprocess,
 )
+from ferfacenet.images import decode, read_image, suffixes
+from ferfacenet.transforms import SIZE
+
 _EXAMPLE = """\
 examples:
   ferfacenet photo.jpg                    the probabilities as bars, one block a face
@@ -29,7 +35,7 @@ examples:
   ferfacenet --json holiday/ > out.jsonl  every photo in a folder, one JSON object a line
 
 The exit status is 0, 1 if an image could not be read (the others are still done), or 2 if
-the command itself is wrong. Faces are found with the extra: pip install 'ferfacenet[faces]'
+the command itself is wrong. Faces are found with the extra: pip install ".[faces]"
 """
 #: Images whose faces are predicted together.
 _CHUNK = 16
@@ -42,7 +48,6 @@ class _Reading:
     itself, or its centre square, is the one face."""
 
     path: Path
-    photo: Tensor
     faces: list[Face]
     inputs: Tensor
 
@@ -85,7 +90,7 @@ def _parser() -> argparse.ArgumentParser:
         help="name, folder, .safetensors file or Hub id (%(default)s)",
     )
     parser.add_argument(
-        "--tta", choices=("ten_crop", "flip", "none"), default="ten_crop",
+        "--tta", choices=("flip", "ten_crop", "none"), default="flip",
         help="views of each face that are averaged (%(default)s)",
     )  # fmt: skip
     parser.add_argument(
@@ -104,7 +109,7 @@ def _expand(images: Sequence[Path]) -> Iterator[Path]:
         if not image.is_dir():
             yield image
             continue
-        inside = sorted(p for p in image.rglob("*") if p.suffix.lower() in _SUFFIXES)
+        inside = sorted(p for p in image.rglob("*") if p.suffix.lower() in suffixes())
         if not inside:
             raise ValueError(f"{image}: no pictures in this folder")
         yield from inside
@@ -148,7 +153,7 @@ def _run(
             readings = []
             for path in chunk:
                 try:
-                    readings.append(_read(path, options.align, model))
+                    readings.append(_read(path, options.align))
                 except (ValueError, OSError, ImportError) as error:
                     failed = True
                     text = str(error)
@@ -166,13 +171,12 @@ def _run(
     return int(failed)
 
 
-def _read(path: Path, align: str, model: ImprovedVGG19) -> _Reading:
-    photo = read_image(path)
+def _read(path: Path, align: str) -> _Reading:
+    photo = decode(path)
     height, width = photo.shape[-2:]
-    mean, std = model.mean, model.std
 
     def as_it_is() -> _Reading:
-        return _Reading(path, photo, [], preprocess(photo, align=False, mean=mean, std=std)[None])
+        return _Reading(path, [], preprocess(photo, align=False)[None])
 
     if align == "never" or (align == "auto" and height == width == SIZE):
         return as_it_is()
@@ -191,9 +195,8 @@ def _read(path: Path, align: str, model: ImprovedVGG19) -> _Reading:
         return as_it_is()
     if align == "auto" and height == width and len(faces) == 1:
         # It may be a face crop, which preprocess takes as it is.
-        return _Reading(path, photo, faces, preprocess(photo, mean=mean, std=std)[None])
-    crops = torch.stack([face.crop for face in faces])
-    return _Reading(path, photo, faces, normalise(crops, mean, std))
+        return _Reading(path, faces, preprocess(photo)[None])
+    return _Reading(path, faces, torch.stack([face.crop for face in faces]))
 
 
 def _report(reading: _Reading, rows: Tensor, model: ImprovedVGG19, as_json: bool) -> None:
@@ -234,7 +237,7 @@ def _plot(reading: _Reading, rows: Tensor, model: ImprovedVGG19, out: Path) -> N
     from ferfacenet.plots import plot_probabilities
 
     boxes = [face.box for face in reading.faces]
-    figure = plot_probabilities(reading.photo, rows, _names(model), boxes)
+    figure = plot_probabilities(read_image(reading.path), rows, _names(model), boxes)
     figure.savefig(out, dpi=110)
 
 

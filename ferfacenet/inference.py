@@ -1,4 +1,4 @@
-"""predict_proba: images in, class probabilities out (the paper's ten-crop test, section 4)."""
+"""preprocess and predict_proba: images in, class probabilities out."""
 
 from __future__ import annotations
 
@@ -8,31 +8,25 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor, nn
 
 from ferfacenet.fast import Precision, fast_forward
-from ferfacenet.model import MEAN, STD
-from ferfacenet.transforms import CROP, SIZE, preprocess, ten_crop
+from ferfacenet.images import Image, decode, describe
+from ferfacenet.transforms import CROP, SIZE, TTA, centre_square, resize, to_gray, views
 
-if TYPE_CHECKING:
-    from ferfacenet.transforms import Image
-
-TTA: TypeAlias = Literal["ten_crop", "flip"]
-
-#: How many views of an image each ``tta`` mode averages.
-_VIEWS = {"ten_crop": 10, "flip": 2, None: 1}
+Align: TypeAlias = Literal["auto", True, False]
+Errors: TypeAlias = Literal["raise", "coerce"]
 
 # Threads that prepare images while the model is busy with the ones before.
 _WORKERS = min(16, 2 * (os.cpu_count() or 1))
 
-
 _predicted = threading.Event()  # in this process, or in one that it was forked from
 
 
-def _in_a_forked_process() -> None:
+def _limit_threads_after_fork() -> None:
     """OpenMP's threads are not in the child of a process that used them, and it would wait for
     them for ever: one thread, as torch's own DataLoader has it in its workers."""
     if _predicted.is_set():
@@ -40,35 +34,88 @@ def _in_a_forked_process() -> None:
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows, which does not fork
-    os.register_at_fork(after_in_child=_in_a_forked_process)
+    os.register_at_fork(after_in_child=_limit_threads_after_fork)
+
+
+def preprocess(image: Image, *, align: Align = "auto") -> Tensor:
+    """One image to the network's input: gray, framed on the face, 48x48 (paper, III and IV-C).
+
+    The same picture gives the same tensor, to 1/255, whichever way it comes in. A 48x48 image
+    is never resampled; any other is resized once, bilinear and antialiased.
+
+    Args:
+        image: one picture, as
+
+            - a path or the bytes or open binary file (read from its start) of a JPEG, PNG,
+              WebP, GIF, BMP, TIFF, raw PPM or AVIF; of an animation, the first frame;
+            - a PIL image of any mode;
+            - a numpy array HxW or HxWxC, uint8, uint16, bool, or float in [0, 1];
+            - a torch tensor HxW or CxHxW, of the same dtypes.
+
+            C is 1 (gray), 2 (gray, alpha), 3 (RGB) or 4 (RGB, alpha). Files and PIL images are
+            turned as their EXIF orientation says. What is transparent is shown on white.
+            PIL's modes I and F, which have no range of their own, are read as 0 to 255 (what
+            PIL's own conversions write) if nothing in the picture is greater, I otherwise as
+            0 to 65535, and F as 0 to 1 if nothing is greater than 1.
+        align: what part of the picture is taken. ``False``: the centre square. ``True``: the
+            largest face, levelled and framed as FER2013 frames it; needs the ``faces`` extra.
+            ``"auto"``: as ``True``, but a picture that already is a face crop (48x48, or
+            square with a face filling it) as it is, and the centre square, with a warning,
+            when no face is found or the extra is not there.
+
+    Returns:
+        (1, 48, 48) float32 pixels in [0, 1], on the CPU.
+
+    Raises:
+        ValueError: the picture cannot be used (unreadable, empty, NaN, out of range, wrong
+            dimensions or dtype, too large), or ``align=True`` and it has no face; the message
+            begins with the file's name.
+        OSError: the file cannot be opened.
+        TypeError: ``image`` is none of the above.
+        ImportError: ``align=True`` without the ``faces`` extra; says what to install.
+    """
+    if align not in ("auto", True, False):
+        raise ValueError(f"align must be 'auto', True or False, got {align!r}")
+    pixels = decode(image)
+    if align is True or (align == "auto" and pixels.shape[-2:] != (SIZE, SIZE)):
+        from ferfacenet.faces import frame_largest_face
+
+        face = frame_largest_face(pixels, describe(image), required=align is True)
+        if face is not None:
+            return face
+    return resize(to_gray(centre_square(pixels)))
 
 
 def predict_proba(
     model: nn.Module,
     images: Image | Iterable[Image] | Tensor,
     *,
-    tta: TTA | None = "ten_crop",
+    tta: TTA | None = "flip",
     batch_size: int = 128,
+    align: Align = "auto",
+    errors: Errors = "raise",
     precision: Precision = "auto",
 ) -> Tensor:
-    """The class probabilities of one image or many.
+    """The class probabilities of one image or many: the average over each one's views of the
+    softmax of the model's logits (paper, IV-C).
 
-    The logits are divided by ``model.temperature``, put through a softmax, and the
-    probabilities of an image's views averaged. The model's train mode, dtype, device and
-    gradients, and the caller's grad mode, are afterwards what they were, also on an error.
+    The model's train mode, dtype, device and gradients, and the caller's grad mode, are
+    afterwards what they were, also on an error.
 
     Args:
-        model: an ``ImprovedVGG19``, or any module from (N, 1, H, W) to logits (N, C).
-        images: one image of any kind that ``preprocess`` takes; an iterable of them, which
-            is read lazily; or a float tensor (N, 1, 48, 48), which is taken as prepared by
-            ``preprocess``. Any other tensor or array of four dimensions is a sequence of
-            images, and one of three or two is a single image (so a single prepared tensor
-            (1, 48, 48) needs ``[None]``).
-        tta: the views of each image: ``"ten_crop"``, the paper's corners and centre at
-            44x44 with their mirrors; ``"flip"``, the centre 44x44 and its mirror; None, the
-            centre alone.
+        model: an ``ImprovedVGG19``, or any module from pixels (N, 1, H, W) in [0, 1] to logits
+            (N, C).
+        images: one image of any kind that ``preprocess`` takes; an iterable of them (a list, a
+            generator, an array or a pandas Series of paths), which is read lazily; or a float
+            tensor (N, 1, 48, 48) in [0, 1], as ``preprocess`` makes them. Any other tensor or
+            array of numbers is a sequence of images if it has four dimensions and a single
+            image if it has three or two (so a prepared tensor (1, 48, 48) needs ``[None]``).
+        tta: the views of each image: ``"flip"``, the centre 44x44 and its mirror;
+            ``"ten_crop"``, the paper's corners and centre with their mirrors; None, the centre.
         batch_size: the most views (crops) that exist, and that the model is given, at once;
             with ten crops, those of ``batch_size // 10`` images (of one, in parts, if less).
+        align: what part of each picture is taken, as in ``preprocess``.
+        errors: ``"raise"``, or ``"coerce"``: an image that cannot be read has a row of NaN.
         precision: ``"float32"``; ``"bfloat16"``; or ``"auto"``, the faster of the two on
             the device.
 
@@ -77,42 +124,40 @@ def predict_proba(
         ``model.categories``; (0, C) for no images.
 
     Raises:
-        ValueError: an unreadable image, or a bad ``tta``, ``batch_size`` or ``precision``.
-        TypeError: something that is not an image, or not a module.
+        ValueError: an unreadable image (of several, the message begins with its position, from
+            0), or a bad ``tta``, ``batch_size``, ``align``, ``errors`` or ``precision``.
+        OSError, TypeError: the same of a file that cannot be opened, or something that is not an
+            image; or ``model`` is no module.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    if tta not in _VIEWS:
-        raise ValueError(f"tta must be 'ten_crop', 'flip' or None, got {tta!r}")
+    if tta not in ("flip", "ten_crop", None):
+        raise ValueError(f"tta must be 'flip', 'ten_crop' or None, got {tta!r}")
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
         raise ValueError(f"batch_size must be an integer of at least 1, got {batch_size!r}")
-    if precision not in ("auto", "float32", "bfloat16"):
-        raise ValueError(f"precision must be 'auto', 'float32' or 'bfloat16', got {precision!r}")
+    if errors not in ("raise", "coerce"):
+        raise ValueError(f"errors must be 'raise' or 'coerce', got {errors!r}")
+    if align not in ("auto", True, False):
+        raise ValueError(f"align must be 'auto', True or False, got {align!r}")
+    if precision not in get_args(Precision):
+        raise ValueError(f"precision must be one of {get_args(Precision)}, got {precision!r}")
     _predicted.set()
-    temperature = float(getattr(model, "temperature", 1.0))
     rows = []
-    batches = _prepared(model, images, max(1, batch_size // _VIEWS[tta]))
+    count = {"ten_crop": 10, "flip": 2, None: 1}[tta]
+    batches = _prepare(images, align, errors, max(1, batch_size // count))
     with torch.no_grad(), closing(batches), _forward(model, precision) as forward:
         for batch in batches:
             crops = views(batch, tta)
             logits = torch.cat([forward(part) for part in crops.flatten(0, 1).split(batch_size)])
             if logits.ndim != 2:
                 raise ValueError(f"the model must return (N, C) logits, got {logits.ndim}-D")
-            probabilities = torch.softmax(logits / temperature, dim=1)
-            rows.append(probabilities.unflatten(0, crops.shape[:2]).mean(0))
+            row = torch.softmax(logits, dim=1).unflatten(0, crops.shape[:2]).mean(0).cpu()
+            row[batch.isnan().flatten(1).any(1)] = torch.nan
+            rows.append(row)
         if not rows:
             # The model itself says how many columns its empty answer has.
             return forward(torch.zeros(0, 1, CROP, CROP, device="cpu")).cpu()
-        return torch.cat(rows).cpu()
-
-
-def views(batch: Tensor, tta: TTA | None) -> Tensor:
-    """(N, 1, 48, 48) to the views of each image, (views, N, 1, 44, 44)."""
-    if tta == "ten_crop":
-        return ten_crop(batch)
-    edge = (SIZE - CROP) // 2
-    centre = batch[..., edge : edge + CROP, edge : edge + CROP]
-    return torch.stack((centre, centre.flip(-1))) if tta == "flip" else centre[None]
+        return torch.cat(rows)
 
 
 @contextmanager
@@ -129,34 +174,42 @@ def _forward(model: nn.Module, precision: Precision) -> Iterator[Callable[[Tenso
         yield lambda x: model(x.to(like.device, like.dtype)).float()
 
 
-def _prepared(
-    model: nn.Module, images: Image | Iterable[Image] | Tensor, size: int
+def _prepare(
+    images: Image | Iterable[Image] | Tensor, align: Align, errors: Errors, size: int
 ) -> Generator[Tensor, None, None]:
-    """The images as float32 tensors (n, 1, 48, 48) of at most ``size`` images each.
+    """The images as float32 tensors (n, 1, 48, 48) of at most ``size`` images each, those that
+    cannot be read and are not to raise as NaN.
 
     Images that are yet to be prepared are so by threads, one batch ahead of the model.
     """
-    if _is_prepared(images):
-        assert isinstance(images, Tensor)
+    shape = (1, SIZE, SIZE)
+    if isinstance(images, Tensor) and images.is_floating_point() and images.shape[1:] == shape:
         # No images at all would split into one batch of none.
         yield from images.detach().float().split(size) if len(images) else ()
         return
-    mean, std = float(getattr(model, "mean", MEAN)), float(getattr(model, "std", STD))
+    one = _is_one(images)
+    source: Iterator[Any] = enumerate([images] if one else images)  # type: ignore[arg-type]
 
-    def prepare(image: Image) -> Tensor:
-        return preprocess(image, mean=mean, std=std)
+    def read(position: int, image: Any) -> Tensor:
+        try:
+            return preprocess(image, align=align)
+        except (ValueError, OSError, TypeError) as error:
+            if errors == "coerce":
+                return torch.full((1, SIZE, SIZE), torch.nan, dtype=torch.float32, device="cpu")
+            if one:
+                raise
+            # The nearest kind that is made from a message alone, as urllib's HTTPError is not.
+            known = (kind for kind in type(error).__mro__ if kind.__module__ == "builtins")
+            kind = ValueError if isinstance(error, ValueError) else next(known)
+            raise kind(f"images[{position}]: {error}") from error
 
-    if _is_one(images):
-        yield prepare(images)[None]  # type: ignore[arg-type]
-        return
-    source = iter(images)  # type: ignore[arg-type]
     with ThreadPoolExecutor(_WORKERS) as pool:
 
         def start() -> list[Future[Tensor]]:
             batch = []
             try:
-                for image in islice(source, size):
-                    batch.append(pool.submit(prepare, image))
+                for position, image in islice(source, size):
+                    batch.append(pool.submit(read, position, image))
             except Exception as error:  # of the caller's iterable; its turn is after these
                 batch.append(Future())
                 batch[-1].set_exception(error)
@@ -172,24 +225,19 @@ def _prepared(
             pool.shutdown(cancel_futures=True)
 
 
-def _is_prepared(images: Any) -> bool:
-    return (
-        isinstance(images, Tensor)
-        and images.is_floating_point()
-        and images.ndim == 4
-        and images.shape[1:] == (1, SIZE, SIZE)
-    )
-
-
 def _is_one(images: Any) -> bool:
     """Whether this is one image and not several (files and strings are iterable too)."""
+    import numpy as np
+
     if isinstance(images, (str, bytes, bytearray, memoryview, os.PathLike)):
         return True
     if hasattr(images, "read"):
         return True
-    if hasattr(images, "ndim"):
-        return int(images.ndim) < 4
-    return not hasattr(images, "__iter__")
+    if isinstance(images, Tensor) or (
+        isinstance(images, np.ndarray) and images.dtype.kind not in "OUST"  # objects and strings
+    ):
+        return images.ndim < 4
+    return not (hasattr(images, "__iter__") or hasattr(images, "__getitem__"))
 
 
 # Models that some call has put into eval mode, by id: how many calls still need it, and the modes

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 #: FER2013's label order; also the order of the output columns.
@@ -18,8 +19,11 @@ FER2013_CATEGORIES = (
 )
 
 #: Mean and standard deviation of the FER2013 Training pixels, in [0, 1]
-#: (printed by ``python tools/fer2013.py ../shared/data/fer2013/fer2013.csv.xz``).
+#: (printed by ``python tools/_fer2013.py fer2013.csv``).
 MEAN, STD = 0.5077, 0.2550
+
+#: The buffers that ``config.json`` keeps, not ``model.safetensors``.
+CALIBRATION = ("mean", "std", "temperature")
 
 _BLOCKS = ((2, 64), (2, 128), (4, 256), (4, 512), (4, 512))
 
@@ -27,7 +31,7 @@ Pool = Literal["max", "avg"]
 
 
 class ImprovedVGG19(nn.Module):
-    """VGG19 as the paper improves it for 44x44 gray faces (its section 3).
+    """VGG19 as the paper improves it for 44x44 gray faces (its section II-A).
 
     Five blocks of (2, 2, 4, 4, 4) times 3x3 convolution, BatchNorm and ReLU with 64, 128,
     256, 512 and 512 channels, each block closed by 2x2 pooling; then average pooling to
@@ -44,6 +48,9 @@ class ImprovedVGG19(nn.Module):
     "features.0.weight" and load them with ``model.load_state_dict``; where they were trained
     on pixels in [0, 1] as they are, set ``model.mean, model.std = 0.0, 1.0``.
 
+    Pixels are normalised and logits are divided by the temperature in ``forward``, so that
+    ``model(x).softmax(1)`` is calibrated, and traces, exports and replicas are too.
+
     Args:
         num_classes: number of output classes, at least 1.
         in_channels: channels of the input images; 1 for gray.
@@ -54,22 +61,27 @@ class ImprovedVGG19(nn.Module):
         width: all channels are multiplied by this and rounded to a multiple of 8; 1 is the paper's.
 
     Shape:
-        (N, in_channels, H, W) float with H, W >= 32, to logits (N, num_classes).
+        (N, in_channels, H, W) float, pixels in [0, 1], H, W >= 32, to logits (N, num_classes).
 
     Attributes:
         categories: names of the output classes, or None if the model was not given any;
             ``load_pretrained`` sets it, like the next three.
-        mean, std: the normalisation the weights were trained with, for pixels in [0, 1].
-        temperature: what the logits are divided by before the softmax.
+        mean, std: buffers; the normalisation the weights were trained with. A plain number can
+            be assigned, here and to the next; a state dict without them leaves them as they are.
+        temperature: a buffer; what the logits are divided by.
+        mode_changes: how often ``train`` or ``eval`` was called; ``predict_proba`` tells by it
+            that what it keeps of the weights may be old.
 
     Raises:
         ValueError: a setting is out of range, or an input is smaller than 32x32.
+        TypeError: the input is not of floats.
     """
 
     categories: tuple[str, ...] | None
-    mean: float
-    std: float
-    temperature: float
+    mean: Tensor
+    std: Tensor
+    temperature: Tensor
+    mode_changes: int = 0
 
     def __init__(
         self,
@@ -113,8 +125,25 @@ class ImprovedVGG19(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
                 assert module.bias is not None
                 nn.init.zeros_(module.bias)
-        self.mean, self.std, self.temperature = MEAN, STD, 1.0
+        for name, number in zip(CALIBRATION, (MEAN, STD, 1.0), strict=True):
+            self.register_buffer(name, torch.tensor(number, dtype=torch.float32))
         self.reset_classifier(num_classes)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in CALIBRATION and isinstance(value, (int, float)):
+            getattr(self, name).fill_(value)
+        else:
+            super().__setattr__(name, value)
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:
+        for name in CALIBRATION:  # the public checkpoints do not have them
+            state_dict.setdefault(prefix + name, getattr(self, name))
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
+    def train(self, mode: bool = True) -> ImprovedVGG19:
+        """Set training mode, or with False eval mode, of the model and all its parts."""
+        self.mode_changes += 1
+        return super().train(mode)
 
     def reset_classifier(self, num_classes: int) -> None:
         """Replace the classifier by a fresh one for ``num_classes`` classes, as timm does.
@@ -148,26 +177,28 @@ class ImprovedVGG19(nn.Module):
         head = layers[0] if len(layers) == 1 else nn.Sequential(*layers)
         self.classifier = head.to(first.device, first.dtype).train(self.training)
         self.num_classes = num_classes
-        self.temperature = 1.0
+        self.temperature.fill_(1)
         self.categories = FER2013_CATEGORIES if num_classes == 7 else None
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """(N, in_channels, H, W) to the last feature map, (N, 512, H // 32, W // 32), of fewer or
-        more channels where ``width`` is not 1."""
+        """Pixels (N, in_channels, H, W) to the last feature map, (N, C, H // 32, W // 32) with C
+        of 512 times ``width``."""
         if x.shape[-1] < 32 or x.shape[-2] < 32:
             raise ValueError(
                 f"ImprovedVGG19 needs images of at least 32x32 pixels, got {tuple(x.shape)}"
             )
-        features: Tensor = self.features(x)
+        if not x.is_floating_point():
+            raise TypeError(f"ImprovedVGG19 needs float pixels in [0, 1], got {x.dtype}")
+        features: Tensor = self.features((x - self.mean) / self.std)
         return features
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """(N, 512, h, w) to logits (N, num_classes); with ``pre_logits``, to the embedding that the
-        classifier sees, (N, 512)."""
+        """(N, C, h, w) to logits (N, num_classes), divided by the temperature; with
+        ``pre_logits``, to the embedding that the classifier sees, (N, C)."""
         x = self.avgpool(x).flatten(1)
         if pre_logits:
             return x
-        logits: Tensor = self.classifier(self.dropout(x))
+        logits: Tensor = self.classifier(self.dropout(x)) / self.temperature
         return logits
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The paper's probability histogram of a photo (its Fig. 7). Needs the ``plot`` extra."""
+"""The paper's probability histogram of a photo (VI, Figs 7 and 8). Needs the ``plot`` extra."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def plot_probabilities(
     """The photo, with a box around each face, beside a histogram for each face.
 
     Args:
-        photo: (1 or 3, H, W) float in [0, 1], as ``ferfacenet.transforms.read_image`` gives.
+        photo: (1 or 3, H, W) float in [0, 1], as ``ferfacenet.images.read_image`` gives.
         probabilities: (F, num_classes) float, one row a face, F at least 1.
         categories: names of the columns.
         boxes: (x0, y0, x1, y1) of each face in pixels of ``photo``; none to draw no boxes.
@@ -38,7 +38,7 @@ def plot_probabilities(
         from matplotlib.figure import Figure
         from matplotlib.patches import Rectangle
     except ImportError as error:
-        raise ImportError("plotting needs matplotlib: pip install 'ferfacenet[plot]'") from error
+        raise ImportError('plotting needs matplotlib: pip install ".[plot]"') from error
     count = len(probabilities)
     if not count or (boxes and len(boxes) != count):
         raise ValueError(f"{count} rows of probabilities and {len(boxes)} boxes do not go together")

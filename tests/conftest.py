@@ -1,4 +1,4 @@
-"""What several test files share: where the data is, tiny data in its form, and weights."""
+"""What several test files share: where the data is, tiny data in its form, networks, processes."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import lzma
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor, nn
 
-from ferfacenet.hub import CONFIG_FILE, WEIGHTS_FILE, load_pretrained, save_pretrained
-from ferfacenet.model import ImprovedVGG19
+from ferfacenet import ImprovedVGG19, load_pretrained, save_pretrained
+from ferfacenet.weights import CONFIG_FILE, WEIGHTS_FILE
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared" / "data"
+PHOTO = ROOT / "docs" / "images" / "astronaut.jpg"
 METRICS = {"PublicTest ten_crop accuracy": 0.7}  # of the weights in ``saved``
 
 #: ``peak()`` for code that another Python runs: the most bytes that its process has held. Not
@@ -36,6 +39,46 @@ def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
     return buffer.getvalue()
+
+
+def lively(model: ImprovedVGG19, seed: int = 0) -> ImprovedVGG19:
+    """The model in eval mode, with weights and BatchNorm statistics by which its answers differ."""
+    random = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                assert module.running_mean is not None and module.running_var is not None
+                module.running_mean.normal_(0, 0.2, generator=random)
+                module.running_var.uniform_(0.5, 1.5, generator=random)
+                module.weight.uniform_(0.7, 1.5, generator=random)
+                module.bias.normal_(0, 0.2, generator=random)
+            elif isinstance(module, nn.Conv2d):
+                module.weight.normal_(0, (2 / module.weight[0].numel()) ** 0.5, generator=random)
+                assert module.bias is not None
+                module.bias.normal_(0, 0.1, generator=random)
+            elif isinstance(module, nn.Linear):
+                module.weight.normal_(0, 0.5 * module.in_features**-0.5, generator=random)
+                module.bias.normal_(0, 0.1, generator=random)
+    return model.eval()
+
+
+def sharp(num_classes: int = 7, width: float = 1.0) -> ImprovedVGG19:
+    """A lively network whose probabilities show, in the third decimal, that a picture was read
+    a little differently; those of random classifiers do not."""
+    model = lively(ImprovedVGG19(num_classes, width=width))
+    assert isinstance(model.classifier, nn.Linear)
+    with torch.no_grad():
+        features = model.forward_features(torch.full((1, 1, 44, 44), 0.5))
+        embedding = model.forward_head(features, pre_logits=True)[0]
+        model.classifier.weight.mul_(8)
+        model.classifier.bias.copy_(-model.classifier.weight @ embedding)
+    return model
+
+
+def faces(n: int, seed: int = 0) -> Tensor:
+    """Prepared images (n, 1, 48, 48) in [0, 1] that are smooth, as faces are."""
+    coarse = torch.randn(n, 1, 6, 6, generator=torch.Generator().manual_seed(seed))
+    return nn.functional.interpolate(coarse, size=(48, 48), mode="bicubic").mul(2).sigmoid()
 
 
 @pytest.fixture(scope="session")
@@ -69,6 +112,15 @@ def tiny_csv(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
+@pytest.fixture
+def without_detector(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if the ``faces`` extra were not installed."""
+    from ferfacenet import detector
+
+    monkeypatch.setattr(detector, "_local", threading.local())  # forgets its detectors
+    monkeypatch.setitem(sys.modules, "cv2", None)
+
+
 @pytest.fixture(scope="session")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a model that is not the bundled one."""
@@ -76,7 +128,8 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with torch.random.fork_rng():
         torch.manual_seed(5)
         model = ImprovedVGG19()
-    model.temperature, model.mean = 1.25, 0.5
+    model.temperature.fill_(1.25)
+    model.mean.fill_(0.5)
     save_pretrained(model, folder, metrics=METRICS, trained_on="noise", selected_on="nothing")
     return folder
 
@@ -87,11 +140,11 @@ def files(saved: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="session")
-def whole(saved: Path) -> dict[str, torch.Tensor]:
+def whole(saved: Path) -> dict[str, Tensor]:
     return load_pretrained(saved).state_dict()
 
 
-def assert_whole(model: ImprovedVGG19, whole: dict[str, torch.Tensor]) -> None:
+def assert_whole(model: ImprovedVGG19, whole: dict[str, Tensor]) -> None:
     found = model.state_dict()
     assert found.keys() == whole.keys()
     assert all(torch.equal(found[key], value) for key, value in whole.items())

@@ -1,243 +1,151 @@
+"""The command: what it prints, where, and with which exit status."""
+
 from __future__ import annotations
 
 import json
 import os
 import subprocess
 import sys
-import threading
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import PHOTO, faces, python_path, sharp
 from PIL import Image
 
-from ferfacenet import ImprovedVGG19, faces, predict_proba, save_pretrained
+from ferfacenet import load_pretrained, predict_proba, save_pretrained
 from ferfacenet.cli import main
 
-PHOTO = ROOT / "docs" / "images" / "astronaut.jpg"
+COMMAND = [sys.executable, "-c", "import sys; from ferfacenet.cli import main; sys.exit(main())"]
+Capture = pytest.CaptureFixture[str]
 
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Random weights with spread-out answers, to tell images apart."""
-    torch.manual_seed(0)
-    model = ImprovedVGG19()
-    torch.nn.init.normal_(model.classifier.weight, std=0.5)
+    """Small weights by which two pictures, and two views of one, have different answers."""
     folder = tmp_path_factory.mktemp("weights")
-    save_pretrained(model, folder)
+    save_pretrained(sharp(width=0.25), folder, dtype=torch.float32)
     return folder
 
 
 @pytest.fixture
 def crop(tmp_path: Path) -> Path:
     path = tmp_path / "crop.png"
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 48), np.uint8)).save(path)
+    Image.fromarray((faces(1)[0, 0] * 255).byte().numpy()).save(path)
     return path
 
 
-def test_the_photo_of_the_readme_is_happy(capsys: pytest.CaptureFixture[str]) -> None:
+def ask(weights: Path, capture: Capture, *arguments: Any, status: int = 0) -> tuple[Any, str]:
+    """What the command answers as JSON, line by line, and what it says on stderr."""
+    assert main(["--json", "--weights", str(weights), *map(str, arguments)]) == status
+    said = capture.readouterr()
+    return [json.loads(line) for line in said.out.splitlines()], said.err
+
+
+def test_the_photo_of_the_readme(capsys: Capture) -> None:
     pytest.importorskip("cv2", reason="needs the faces extra")
     assert main([str(PHOTO)]) == 0
     title, *rows = capsys.readouterr().out.splitlines()
     assert title.startswith(f"{PHOTO}: face 1 of 1, x 1")
-    assert len(rows) == 7
-    assert rows[0].split()[0] == "happiness"
     values = [float(row.split()[1]) for row in rows]
-    assert values == sorted(values, reverse=True)
-    assert values[0] > 50
+    assert len(values) == 7 and values == sorted(values, reverse=True)
     assert sum(values) == pytest.approx(100, abs=0.5)
-    bars = [row.count("█") for row in rows]
-    assert bars == [round(40 * value / 100) for value in values]
+    assert [row.count("█") for row in rows] == pytest.approx([v * 0.4 for v in values], abs=0.6)
 
 
-def test_json_is_all_that_stdout_gets(
-    crop: Path, weights: Path, capsys: pytest.CaptureFixture[str]
+def test_json_is_what_predict_proba_says_by_default(
+    crop: Path, weights: Path, capsys: Capture
 ) -> None:
-    assert (
-        main(["--json", "--weights", str(weights), "--align", "never", str(crop), str(PHOTO)]) == 0
-    )
-    lines = capsys.readouterr().out.splitlines()
-    first, second = map(json.loads, lines)
-    assert first["image"] == str(crop)
-    assert second["image"] == str(PHOTO)
+    (first, second), err = ask(weights, capsys, "--align", "never", crop, PHOTO)
+    assert (first["image"], second["image"], err) == (str(crop), str(PHOTO), "")
     (face,) = first["faces"]
-    assert face["box"] is None
-    probabilities = face["probabilities"]
-    assert sum(probabilities.values()) == pytest.approx(1, abs=1e-5)
-    assert face["label"] == max(probabilities, key=probabilities.__getitem__)
-    from ferfacenet import load_pretrained
-
+    assert face["box"] is None and face["score"] is None
     model = load_pretrained(weights)
-    expected = predict_proba(model, crop)[0]
     assert model.categories is not None
-    for name, value in zip(model.categories, expected.tolist(), strict=True):
-        assert probabilities[name] == pytest.approx(value, abs=2e-6)
+    expected = dict(zip(model.categories, predict_proba(model, crop)[0].tolist(), strict=True))
+    assert face["probabilities"] == pytest.approx(expected, abs=2e-6)
+    assert face["label"] == max(expected, key=expected.__getitem__)
+
+
+def test_the_views_that_are_asked_for(weights: Path, capsys: Capture) -> None:
+    answers = [
+        str(ask(weights, capsys, "--align", "never", PHOTO, *options)[0])
+        for options in ([], ["--tta", "flip"], ["--tta", "ten_crop"], ["--tta", "none"])
+    ]
+    assert answers[0] == answers[1] and len(set(answers)) == 3
 
 
 def test_a_bad_file_among_many_is_named_and_the_rest_done(
-    crop: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    crop: Path, weights: Path, tmp_path: Path, capsys: Capture
 ) -> None:
-    bad = tmp_path / "bad.jpg"
+    bad, absent = tmp_path / "bad.jpg", tmp_path / "absent.png"
     bad.write_text("no picture")
-    absent = tmp_path / "absent.png"
-    arguments = ["--json", "--weights", str(weights), str(bad), str(crop), str(absent)]
-    assert main(arguments) == 1
-    out, err = capsys.readouterr()
-    assert [json.loads(line)["image"] for line in out.splitlines()] == [str(crop)]
-    assert len(err.splitlines()) == 2
-    assert str(bad) in err
-    assert str(absent) in err
+    answers, err = ask(weights, capsys, bad, crop, absent, status=1)
+    assert [answer["image"] for answer in answers] == [str(crop)]
+    first, second = err.splitlines()
+    assert str(bad) in first and str(absent) in second
 
 
 def test_a_folder_is_every_picture_below_it(
-    crop: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    crop: Path, weights: Path, tmp_path: Path, capsys: Capture
 ) -> None:
-    folder = tmp_path / "folder"
-    (folder / "deep").mkdir(parents=True)
+    folder, empty = tmp_path / "folder", tmp_path / "empty"
+    for path in (folder / "deep", empty):
+        path.mkdir(parents=True)
     for name in ("b.png", "deep/a.PNG", "notes.txt"):
         (folder / name).write_bytes(crop.read_bytes())
-    assert main(["--json", "--weights", str(weights), str(folder)]) == 0
-    found = [json.loads(line)["image"] for line in capsys.readouterr().out.splitlines()]
-    assert found == [str(folder / "b.png"), str(folder / "deep" / "a.PNG")]
-    empty = tmp_path / "empty"
-    empty.mkdir()
-    assert main([str(empty)]) == 2
-    assert f"{empty}: no pictures" in capsys.readouterr().err
+    answers, _ = ask(weights, capsys, folder)
+    assert [answer["image"] for answer in answers] == [f"{folder}/b.png", f"{folder}/deep/a.PNG"]
+    assert f"{empty}: no pictures" in ask(weights, capsys, empty, status=2)[1]
 
 
-def test_plots(
-    crop: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_plots(crop: Path, weights: Path, tmp_path: Path, capsys: Capture) -> None:
     pytest.importorskip("matplotlib", reason="needs the plot extra")
-    out = tmp_path / "out.png"
-    assert main(["--weights", str(weights), str(crop), "--plot", str(out)]) == 0
+    out, folder, twin = tmp_path / "out.png", tmp_path / "plots", tmp_path / "twin" / "crop.png"
+    ask(weights, capsys, crop, "--plot", out)
     with Image.open(out) as picture:
         assert picture.width > picture.height > 300
-    twin = tmp_path / "twin" / "crop.png"
     twin.parent.mkdir()
     twin.write_bytes(crop.read_bytes())
-    assert main(["--weights", str(weights), str(crop), str(twin), "--plot", str(out)]) == 2
-    assert "name a folder" in capsys.readouterr().err
-    folder = tmp_path / "plots"
-    assert main(["--weights", str(weights), str(crop), str(twin), "--plot", str(folder)]) == 0
-    assert len(list(folder.iterdir())) == 2
+    assert "folder" in ask(weights, capsys, crop, twin, "--plot", out, status=2)[1]
+    ask(weights, capsys, crop, twin, "--plot", folder)
+    assert len(list(folder.iterdir())) == 2  # though both are called crop.png
 
 
-def test_tta_and_align_options_reach_the_prediction(
-    weights: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    answers = set()
-    for options in (["--tta", "none"], ["--tta", "flip"], ["--tta", "ten_crop"]):
-        arguments = ["--json", "--weights", str(weights), "--align", "never", str(PHOTO), *options]
-        assert main(arguments) == 0
-        answers.add(capsys.readouterr().out)
-    assert len(answers) == 3
-
-
-def test_a_photo_without_a_face(
-    weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_photos_with_no_face_one_and_two(weights: Path, tmp_path: Path, capsys: Capture) -> None:
     pytest.importorskip("cv2", reason="needs the faces extra")
-    sky = tmp_path / "sky.png"
+    sky, two = tmp_path / "sky.png", tmp_path / "two.png"
     Image.new("RGB", (120, 90), (90, 140, 220)).save(sky)
-    assert main(["--json", "--weights", str(weights), str(sky)]) == 0
-    out, err = capsys.readouterr()
-    assert len(json.loads(out)["faces"]) == 1
-    assert f"{sky}: no face found" in err
-    assert main(["--weights", str(weights), "--align", "always", str(sky)]) == 1
-    assert f"{sky}: no face found" in capsys.readouterr().err
-
-
-def test_two_faces_give_two_blocks(
-    weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    pytest.importorskip("cv2", reason="needs the faces extra")
     with Image.open(PHOTO) as photo:
         double = Image.new("RGB", (photo.width * 2, photo.height))
         double.paste(photo, (0, 0))
         double.paste(photo, (photo.width, 0))
-    path = tmp_path / "two.png"
-    double.save(path)
-    assert main(["--weights", str(weights), str(path), "--plot", str(tmp_path / "p.png")]) == 0
-    out = capsys.readouterr().out
-    assert "face 1 of 2" in out
-    assert "face 2 of 2" in out
-    assert len(out.splitlines()) == 16
+    double.save(two)
+    answers, err = ask(weights, capsys, sky, PHOTO, two)
+    assert [len(answer["faces"]) for answer in answers] == [1, 1, 2]
+    assert f"{sky}: no face found" in err
+    assert f"{sky}: no face found" in ask(weights, capsys, "--align", "always", sky, status=1)[1]
+    assert main(["--weights", str(weights), str(two)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 16 and "face 1 of 2" in lines[0] and "face 2 of 2" in lines[8]
 
 
-def test_wrong_weights_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--weights", str(tmp_path / "absent.safetensors"), str(PHOTO)]) == 2
-    err = capsys.readouterr().err
-    assert err.startswith("ferfacenet: ")
-    assert "absent.safetensors" in err
-
-
-def test_many_images_on_a_terminal_get_a_progress_bar(crop: Path, weights: Path) -> None:
-    pty = pytest.importorskip("pty", reason="needs pseudo-terminals")
-    import fcntl
-    import struct
-    import termios
-
-    shown = {}
-    for count in (20, 2):
-        master, slave = pty.openpty()
-        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
-        command = "import sys; from ferfacenet.cli import main; sys.exit(main())"
-        done = subprocess.run(
-            [sys.executable, "-c", command, "--json", "--tta", "none", "--weights", str(weights),
-             *[str(crop)] * count],
-            stdout=subprocess.PIPE, stderr=slave, cwd=ROOT, check=True, text=True,
-        )  # fmt: skip
-        os.close(slave)
-        assert len([json.loads(line) for line in done.stdout.splitlines()]) == count
-        try:
-            shown[count] = os.read(master, 100_000).decode()
-        except OSError:  # nothing was written
-            shown[count] = ""
-        os.close(master)
-    assert "20/20" in shown[20]
-    assert "img/s" in shown[20]
-    assert shown[2] == ""
-
-
-def test_a_closed_pipe_and_help_are_no_tracebacks(weights: Path, crop: Path) -> None:
-    command = [
-        sys.executable,
-        "-c",
-        "import sys; from ferfacenet.cli import main; sys.exit(main())",
-    ]
-    script = subprocess.Popen(
-        [*command, "--json", "--weights", str(weights), *[str(crop)] * 40],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT,
-    )  # fmt: skip
-    assert script.stdout is not None
-    assert script.stderr is not None
-    script.stdout.close()
-    assert b"Traceback" not in script.stderr.read()
-    script.wait()
-    script.stderr.close()
-    shown = subprocess.run([*command, "--help"], capture_output=True, text=True, cwd=ROOT)
-    assert shown.returncode == 0
-    assert "examples:" in shown.stdout
-
-
-@pytest.mark.parametrize(("align", "status"), [("auto", 0), ("always", 1)])
-def test_without_the_detector(
-    align: str, status: int, weights: Path, tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
-    monkeypatch.setattr(faces, "_local", threading.local())  # forgets its detectors
-    monkeypatch.setitem(sys.modules, "cv2", None)
+@pytest.mark.usefixtures("without_detector")
+def test_without_the_detector(weights: Path, tmp_path: Path, capsys: Capture) -> None:
     photo = tmp_path / "photo.png"  # not square, or it might be a face crop
     Image.open(PHOTO).crop((0, 0, 500, 400)).save(photo)
-    command = ["--align", align, "--tta", "none", "--weights", str(weights), str(photo)]
-    assert main(command) == status
-    said = capsys.readouterr()
-    assert "ferfacenet[faces]" in said.err
-    assert ("taking the centre square" in said.err) == (status == 0)
-    assert len(said.out.splitlines()) == (8 if status == 0 else 0)
+    answers, err = ask(weights, capsys, photo)
+    assert len(answers) == 1 and "pip install" in err and "centre square" in err
+    answers, err = ask(weights, capsys, "--align", "always", photo, status=1)
+    assert not answers and "pip install" in err
+
+
+def test_a_wrong_command_is_one_line(crop: Path, tmp_path: Path, capsys: Capture) -> None:
+    for options in (["--weights", str(tmp_path / "absent.safetensors")], ["--device", "abacus"]):
+        assert main([*options, str(crop)]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("ferfacenet: ") and options[1].split("/")[-1] in line
 
 
 def test_an_interrupt_is_no_traceback(
@@ -248,3 +156,15 @@ def test_an_interrupt_is_no_traceback(
 
     monkeypatch.setattr("ferfacenet.cli.predict_proba", interrupt)
     assert main(["--weights", str(weights), str(crop)]) == 130
+
+
+def test_a_closed_pipe_is_no_traceback(weights: Path, crop: Path) -> None:
+    command = [*COMMAND, "--json", "--weights", str(weights), *[str(crop)] * 40]
+    environment = os.environ | {"PYTHONPATH": python_path()}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment
+    ) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 0

@@ -1,50 +1,57 @@
-"""Weights from a Hub on loopback: its answers, its faults, its cache, and other processes."""
+"""Weights by name: of the package, and of a Hub on loopback, with its faults and its cache."""
 
 from __future__ import annotations
 
-import dataclasses
-import errno
 import hashlib
 import json
 import os
-import re
 import resource
 import shutil
-import signal
 import subprocess
 import sys
-import tempfile
 import threading
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
 from conftest import assert_whole, flip, python_path, run
-from hub_server import Fault, HubServer, etag
+from hub_server import Fault, HubServer
 
-from ferfacenet import hub
-from ferfacenet.hub import (
-    CONFIG_FILE,
-    WEIGHTS_FILE,
-    WeightsError,
-    load_pretrained,
-)
+from ferfacenet import ImprovedVGG19, WeightsError, hub, load_pretrained, save_pretrained
+from ferfacenet.model import FER2013_CATEGORIES
+from ferfacenet.weights import CONFIG_FILE, WEIGHTS_FILE
 
 REPO = "tester/faces"
+Loads = Callable[..., None]
+Files = dict[str, bytes]
+Patch = pytest.MonkeyPatch
 
 
-# --- the Hub -------------------------------------------------------------------------------
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
-RESOLVED = (
-    ("HEAD", CONFIG_FILE),
-    ("GET", CONFIG_FILE),
-    ("HEAD", WEIGHTS_FILE),
-    ("GET", WEIGHTS_FILE),
-)
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of small weights that are not bundled."""
+    folder = tmp_path_factory.mktemp("saved")
+    model = ImprovedVGG19(width=0.125)
+    model.temperature.fill_(1.25)
+    save_pretrained(model, folder)
+    return folder
+
+
+@pytest.fixture
+def files(saved: Path) -> Files:
+    return {name: (saved / name).read_bytes() for name in (CONFIG_FILE, WEIGHTS_FILE)}
+
+
+@pytest.fixture
+def loads(saved: Path) -> Loads:
+    """Loads the name, with the options, and checks that it gives the weights of ``saved``."""
+    whole = load_pretrained(saved).state_dict()
+    return lambda *name, **options: assert_whole(load_pretrained(*name, **options), whole)
 
 
 @pytest.fixture(scope="module")
@@ -54,84 +61,131 @@ def started() -> Iterator[HubServer]:
 
 
 @pytest.fixture
-def server(started: HubServer, files: dict[str, bytes]) -> HubServer:
-    """A Hub that holds ``REPO`` with the files of ``saved``."""
+def server(started: HubServer, files: Files, tmp_path: Path, monkeypatch: Patch) -> HubServer:
+    """The Hub of the client in this process, whose ``REPO`` holds the files of ``saved``."""
     started.repos.clear()
     started.clear()
     started.add(REPO, files)
+    started.lead_here(tmp_path / "cache", monkeypatch)
     return started
 
 
 @pytest.fixture
-def cache(server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The real client in this process, pointed at the server and at an empty cache."""
-    from huggingface_hub import constants, file_download
-
-    template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
-    monkeypatch.setattr(constants, "ENDPOINT", server.url)
-    for module in (constants, file_download):  # older versions keep a second one
-        monkeypatch.setattr(module, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True, raising=False)
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.delenv("HF_TOKEN", raising=False)
-    monkeypatch.delenv("HUGGING_FACE_HUB_TOKEN", raising=False)
-    monkeypatch.setattr(time, "sleep", lambda _: None)  # the client's pauses between its tries
-    return tmp_path / "cache"
+def bundle(tmp_path: Path, monkeypatch: Patch) -> Path:
+    """A copy of the bundled weights, in their place."""
+    shutil.copytree(hub._BUNDLED, tmp_path / "weights")
+    monkeypatch.setattr(hub, "_BUNDLED", tmp_path / "weights")
+    return tmp_path / "weights"
 
 
-def half_written(cache: Path) -> list[Path]:
-    """Files under their final name that are not as the Hub has them, by their etag."""
-    return [
-        path
-        for path in cache.rglob("*")
-        if (path.parent.name == "blobs" and path.suffix != ".incomplete" and not path.is_symlink())
-        and path.name
-        not in (etag("x", path.read_bytes()), etag("x.safetensors", path.read_bytes()))
-    ]
+def seen(server: HubServer) -> list[tuple[str, str]]:
+    """Method and name of each file that was asked for, in order."""
+    return [(r.method, Path(r.path).name) for r in server.requests if "/resolve/" in r.path]
 
 
-def test_repository_by_its_id(
-    server: HubServer, cache: Path, whole: dict[str, torch.Tensor]
-) -> None:
-    model = load_pretrained(REPO)
-    assert_whole(model, whole)
-    assert (model.temperature, model.mean) == (1.25, 0.5)
-    assert sorted(set(server.seen())) == sorted(RESOLVED)
-    assert half_written(cache) == []
-    server.requests.clear()
-    assert_whole(load_pretrained(REPO), whole)
-    assert server.seen() == [("HEAD", CONFIG_FILE)]  # which commit is main?
+def assert_nothing_half_written(folder: Path) -> None:
+    for path in folder.rglob("blobs/*"):
+        assert path.name == sha256(path.read_bytes())  # the etag that the server gave it
 
 
-def test_cached_commit_needs_no_request(
-    server: HubServer, cache: Path, whole: dict[str, torch.Tensor]
-) -> None:
-    commit = server.repos[REPO].branches["main"]
-    load_pretrained(REPO, revision=commit)
-    server.requests.clear()
-    assert_whole(load_pretrained(REPO, revision=commit), whole)
-    assert_whole(load_pretrained(f"{REPO}@{commit}"), whole)
+def test_list_pretrained() -> None:
+    listed = hub.list_pretrained()
+    for name, info in listed.items():
+        model, folder = load_pretrained(name), hub._BUNDLED / name
+        assert info.size == (folder / WEIGHTS_FILE).stat().st_size
+        assert info.parameters == sum(p.numel() for p in model.parameters())
+        assert info.categories == model.categories
+        assert info.metrics == json.loads((folder / CONFIG_FILE).read_bytes())["metrics"]
+        assert info.repo_id == hub.repo_id(name) == f"{hub.NAMESPACE}/improved-vgg19-{name}"
+        assert info.bundled
+    assert load_pretrained().categories == listed["fer2013"].categories == FER2013_CATEGORIES
+
+
+@pytest.mark.parametrize("file", [CONFIG_FILE, WEIGHTS_FILE])
+def test_a_changed_byte_in_the_bundle(file: str, bundle: Path) -> None:
+    path = bundle / "fer2013" / file
+    path.write_bytes(flip(path.read_bytes(), path.stat().st_size // 2))
+    with pytest.raises(WeightsError, match="sha256.*reinstall"):
+        load_pretrained("fer2013")
+
+
+def test_missing_bundled_weights_are_never_downloaded(bundle: Path, server: HubServer) -> None:
+    folder = bundle / "fer2013"
+    server.add(hub.repo_id("fer2013"), {path.name: path.read_bytes() for path in folder.iterdir()})
+    (folder / WEIGHTS_FILE).unlink()
+    with pytest.raises(WeightsError, match=rf"{WEIGHTS_FILE}: .*No such file.*reinstall"):
+        load_pretrained("fer2013")
+    assert not hub.list_pretrained()["fer2013"].bundled
+    shutil.rmtree(bundle)
+    for call in (load_pretrained, hub.list_pretrained):
+        with pytest.raises(WeightsError, match=r"registry\.json: .*reinstall"):
+            call()
     assert server.requests == []
 
 
-def test_revisions(server: HubServer, cache: Path, whole: dict[str, torch.Tensor]) -> None:
-    repo = server.repos[REPO]
-    repo.tags["v1"] = repo.branches["main"]
-    config = json.loads(repo.commits[repo.branches["main"]][CONFIG_FILE])
-    server.add(REPO, {CONFIG_FILE: json.dumps(config | {"temperature": 2.5}).encode()})
+def test_bundled_weights_need_neither_network_nor_hub_client(tmp_path: Path) -> None:
+    code = """
+import socket, sys
+def no(*a, **k): raise AssertionError('network')
+socket.socket.connect = socket.getaddrinfo = no
+from ferfacenet import load_pretrained, list_pretrained
+load_pretrained(); list_pretrained()
+print('huggingface_hub' in sys.modules)
+"""
+    done = run(code, cwd=tmp_path, env={"HF_HOME": str(tmp_path / "home")})
+    assert (done.returncode, done.stdout, done.stderr) == (0, "False\n", "")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["fer2014", "", "./nowhere", "runs/best.safetensors", "a/b/c", "x" * 5000, "nul\0byte",
+     "a b/c", "https://huggingface.co/a/b", Path("nowhere/here"), Path("fer2013")],
+)  # fmt: skip
+def test_name_that_is_nothing(name: Any, tmp_path: Path, monkeypatch: Patch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(WeightsError, match=r"no registered name \(fer2013"):
+        load_pretrained(name)
+    with pytest.raises(TypeError, match="must be a string or a path"):
+        load_pretrained([name])  # type: ignore[arg-type]
+
+
+def test_a_folder_of_a_registered_name(
+    saved: Path, tmp_path: Path, monkeypatch: Patch, loads: Loads
+) -> None:
+    shutil.copytree(saved, tmp_path / "fer2013")
+    monkeypatch.chdir(tmp_path)
+    assert load_pretrained("fer2013").width == 1
+    loads("./fer2013")
+
+
+def test_repository_at_first_and_from_the_cache(server: HubServer, loads: Loads) -> None:
+    loads(REPO)
+    assert seen(server) == [(m, f) for f in (CONFIG_FILE, WEIGHTS_FILE) for m in ("HEAD", "GET")]
+    server.clear()
+    loads(REPO)
+    assert seen(server) == [("HEAD", CONFIG_FILE)]  # which commit is main?
+    server.clear()
+    loads(REPO, revision=server.repos[REPO].branches["main"])
+    loads(f"{REPO}@{server.repos[REPO].branches['main']}")
+    assert server.requests == []
+
+
+def test_revisions(server: HubServer, files: Files, saved: Path) -> None:
+    server.repos[REPO].tags["v1"] = server.repos[REPO].branches["main"]
+    server.add(REPO, {CONFIG_FILE: files[CONFIG_FILE].replace(b": 1.25", b": 2.5")})
     assert load_pretrained(REPO).temperature == 2.5
     assert load_pretrained(f"{REPO}@v1").temperature == 1.25
-    assert load_pretrained(REPO, revision="v1").temperature == 1.25
     assert load_pretrained(f"{REPO}@v1", revision="v1").temperature == 1.25
-    with pytest.raises(WeightsError, match=f"{REPO}@v9: config.json: there is no such revision"):
+    with pytest.raises(WeightsError, match=f"{REPO}@v9: {CONFIG_FILE}: .*see .*/commits"):
         load_pretrained(REPO, revision="v9")
+    with pytest.raises(ValueError, match="two revisions"):
+        load_pretrained(f"{REPO}@v1", revision="v2")
+    with pytest.raises(ValueError, match="revision='v1' is for the Hub"):
+        load_pretrained(saved, revision="v1")
 
 
-def test_both_files_are_of_one_commit(
-    server: HubServer, cache: Path, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_both_files_are_of_one_commit(server: HubServer, loads: Loads, monkeypatch: Patch) -> None:
     """The branch moves between the two requests: the old pair is loaded, not a mixture."""
     import huggingface_hub
 
@@ -143,687 +197,183 @@ def test_both_files_are_of_one_commit(
         return path
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", moving)
-    load_pretrained(REPO)
+    loads(REPO)
 
 
-def test_token(server: HubServer, cache: Path, whole: dict[str, torch.Tensor]) -> None:
+def test_cache_dir_and_local_files_only(server: HubServer, tmp_path: Path, loads: Loads) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    with pytest.raises(WeightsError, match=f"with a network into {elsewhere}"):
+        load_pretrained(REPO, cache_dir=elsewhere, local_files_only=True)
+    assert server.requests == []
+    load_pretrained(REPO, cache_dir=elsewhere)
+    assert not (tmp_path / "cache").exists()
+    server.clear()
+    loads(REPO, cache_dir=elsewhere, local_files_only=True)
+    assert server.requests == []
+
+
+def test_private_gated_and_missing(server: HubServer, files: Files, loads: Loads) -> None:
     server.repos[REPO].token = "hf_secret"
-    with pytest.raises(WeightsError, match="no such repository, or it is private.*token="):
+    for token in (None, "hf_wrong"):
+        with pytest.raises(WeightsError, match="check the name.*token=") as caught:
+            load_pretrained(REPO, token=token)
+        assert "hf_wrong" not in str(caught.value)
+    loads(REPO, token="hf_secret")
+    server.add("tester/gated", files)
+    server.repos["tester/gated"].gated = True
+    with pytest.raises(WeightsError, match=f"accept its terms at {server.url}/tester/gated"):
+        load_pretrained("tester/gated")
+    server.add("tester/pickled", {CONFIG_FILE: files[CONFIG_FILE], "pytorch_model.bin": b"pickle"})
+    with pytest.raises(WeightsError, match=f"{WEIGHTS_FILE}: .*name one with {CONFIG_FILE}"):
+        load_pretrained("tester/pickled")
+    assert ("GET", "pytorch_model.bin") not in seen(server)
+    with pytest.raises(WeightsError, match="correct the name"):
+        load_pretrained("tester/a--b")
+    server.fail("HEAD", CONFIG_FILE, Fault(403, {"X-Error-Message": "no \x1b[2J entry"}))
+    with pytest.raises(WeightsError, match=r"no \\x1b\[2J entry"):
+        load_pretrained("tester/other")
+
+
+def test_the_config_of_something_else_is_kept_and_no_weights_fetched(
+    server: HubServer, tmp_path: Path
+) -> None:
+    server.add(REPO, {CONFIG_FILE: b'{"model_type": "bert"}'})
+    with pytest.raises(WeightsError, match="keys.*model_type.*owners"):
         load_pretrained(REPO)
-    with pytest.raises(WeightsError, match="no such repository, or it is private") as caught:
-        load_pretrained(REPO, token="hf_wrong")
-    assert "hf_wrong" not in str(caught.value)
-    assert_whole(load_pretrained(REPO, token="hf_secret"), whole)
+    assert seen(server) == [("HEAD", CONFIG_FILE), ("GET", CONFIG_FILE)]
+    assert len(list(tmp_path.rglob("blobs/*"))) == 1
 
 
-def test_gated_repository(server: HubServer, cache: Path) -> None:
-    server.repos[REPO].gated = True
-    with pytest.raises(WeightsError, match=f"it is gated; accept its terms at {server.url}/{REPO}"):
-        load_pretrained(REPO)
-
-
-def test_cache_dir(
-    server: HubServer, cache: Path, tmp_path: Path, whole: dict[str, torch.Tensor]
-) -> None:
-    assert_whole(load_pretrained(REPO, cache_dir=tmp_path / "elsewhere"), whole)
-    assert not cache.exists()
-    assert (tmp_path / "elsewhere" / "models--tester--faces" / "snapshots").is_dir()
-
-
-def test_local_files_only(server: HubServer, cache: Path, whole: dict[str, torch.Tensor]) -> None:
-    message = rf"not in the cache \({cache}\) and the Hub may not be asked; run this once"
-    with pytest.raises(WeightsError, match=message):
-        load_pretrained(REPO, local_files_only=True)
-    assert server.requests == []
-    load_pretrained(REPO)
-    server.requests.clear()
-    assert_whole(load_pretrained(REPO, local_files_only=True), whole)
-    assert server.requests == []
-
-
-def test_the_remedy_is_a_command_that_works(
-    server: HubServer, cache: Path, tmp_path: Path, whole: dict[str, torch.Tensor]
-) -> None:
-    server.repos[REPO].tags["v1"] = server.repos[REPO].branches["main"]
-    asked: dict[str, Any] = {"revision": "v1", "cache_dir": tmp_path / "at home"}
-    with pytest.raises(WeightsError) as caught:
-        load_pretrained(REPO, local_files_only=True, **asked)
-    code = re.search(r'with a network: python -c "(.*)"$', str(caught.value))
-    assert code is not None
-    exec(code[1].replace("import ferfacenet", "from ferfacenet import hub as ferfacenet"), {})
-    assert_whole(load_pretrained(REPO, local_files_only=True, **asked), whole)
-
-
-# --- faults of the network -----------------------------------------------------------------
-
-
-def test_no_network(
-    server: HubServer, cache: Path, whole: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from huggingface_hub import constants, file_download
-
-    with monkeypatch.context() as unplugged:
-        for module in (constants, file_download):
-            template = "http://127.0.0.1:9/{repo_id}/resolve/{revision}/{filename}"
-            unplugged.setattr(module, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
-        unplugged.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
-        with pytest.raises(WeightsError, match=r"the Hub cannot be reached.*run this once with a"):
-            load_pretrained(REPO)
-    assert_whole(load_pretrained(REPO), whole)
-    with monkeypatch.context() as unplugged:
-        for module in (constants, file_download):
-            unplugged.setattr(module, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
-        assert_whole(load_pretrained(REPO), whole)  # the cached copy serves
-
-
-LOGIN = "pass token=... or set HF_TOKEN to a token that may read it"
-AGAIN = (
-    f'run this once with a network: python -c "import ferfacenet; ferfacenet.load_pretrained('
-    f"'{REPO}', revision='v1', cache_dir='/cache')\""
-)
-ELSEWHERE = "name another place with cache_dir=... or HF_HOME"
-PRIVATE = f"there is no such repository, or it is private; check the name, or {LOGIN}"
-NO_FILE = (
-    "the repository has no such file; only config.json with model.safetensors, as "
-    "ferfacenet.save_pretrained writes them, are read, never a pickle"
-)
-
-
-@pytest.mark.parametrize(
-    ("kind", "status", "wanted"),
-    [
-        ("GatedRepoError", 403,
-         f"it is gated; accept its terms at http://hub/{REPO}, then {LOGIN}"),
-        ("RepositoryNotFoundError", 404, PRIVATE),
-        ("HfHubHTTPError", 401, PRIVATE),
-        ("RevisionNotFoundError", 404,
-         f"there is no such revision; see http://hub/{REPO}/commits/main"),
-        ("LocalEntryNotFoundError", None,
-         f"it is not in the cache (/cache) and the Hub may not be asked; {AGAIN}"),
-        ("LocalEntryNotFoundError", 503, "the Hub answered 503; try again later"),
-        ("EntryNotFoundError", 404, NO_FILE),
-        ("EntryNotFoundError", None, NO_FILE),
-        ("EntryNotFoundError", 502, "the Hub answered 502; try again later"),
-        ("HfHubHTTPError", 403, f"the Hub answered 403, forbidden; {LOGIN}"),
-        ("HfHubHTTPError", 429, "the Hub answered 429; try again later"),
-    ],
-)  # fmt: skip
-@pytest.mark.parametrize("as_cause", [False, True])
-def test_what_is_said_of_the_clients_errors(
-    kind: str, status: int | None, wanted: str, as_cause: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Whole, and also where the answer hangs on the error behind (of which it says no more)."""
-    from huggingface_hub import constants, errors
-
-    monkeypatch.setattr(constants, "ENDPOINT", "http://hub")
-    source = hub._HubRepo(REPO, "v1", "/cache", False, None)
-    cls = getattr(errors, kind)
-    error = cls.__new__(cls)
-    answered: Any = error
-    if as_cause and status:
-        answered = error.__cause__ = OSError("behind")
-    answered.response = None if status is None else SimpleNamespace(status_code=status)
-    assert source._explain(error) == wanted
-
-
-@pytest.mark.parametrize(
-    ("error", "wanted"),
-    [
-        (hub._UnsafeAnswerError("odd"), "odd; do not trust http://hub"),
-        *((OSError(code, "full", "/x"),
-           f"the disk of the cache (/hf) is full ([Errno {code}] full: '/x'); make room, or "
-           f"{ELSEWHERE}") for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)),
-        *((OSError(code, "shut"),
-           f"the cache (/hf) cannot be written ([Errno {code}] shut); {ELSEWHERE}")
-          for code in (errno.EACCES, errno.EPERM, errno.EROFS)),
-        (OSError(5, "bad"), "the download failed (OSError: [Errno 5] bad); try again"),
-        (RuntimeError("odd"), "the download failed (RuntimeError: odd); try again"),
-    ],
-)  # fmt: skip
-def test_what_is_said_of_other_errors(
-    error: Exception, wanted: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("name", ["HUGGINGFACE_CO_URL_TEMPLATE", "HF_HUB_OFFLINE"])
+def test_no_network(name: str, server: HubServer, loads: Loads, monkeypatch: Patch) -> None:
     from huggingface_hub import constants
 
-    monkeypatch.setattr(constants, "ENDPOINT", "http://hub")
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", "/hf")
-    assert hub._HubRepo(REPO, None, None, False, None)._explain(error) == wanted
-
-
-def test_what_is_said_of_a_name_and_of_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    from huggingface_hub import constants, errors
-
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", "/hf")
-    source = hub._HubRepo(REPO, None, None, False, None)
-    assert source._explain(errors.HFValidationError("a--b")) == "that is no Hub id (a--b)"
-    unreached = errors.LocalEntryNotFoundError("not there")
-    unreached.__cause__ = ConnectionError("refused")
-    assert source._explain(unreached) == (
-        "it is not in the cache (/hf) and the Hub cannot be reached (refused); run this once with "
-        f"a network: python -c \"import ferfacenet; ferfacenet.load_pretrained('{REPO}')\""
-    )
+    nowhere = "http://127.0.0.1:9/{repo_id}/resolve/{revision}/{filename}"
+    with monkeypatch.context() as unplugged:
+        unplugged.setattr(constants, name, nowhere)
+        with pytest.raises(WeightsError, match="connection.*load it once with a network into"):
+            load_pretrained(REPO)
+    loads(REPO)
+    monkeypatch.setattr(constants, name, nowhere)
+    loads(REPO)  # the cached copy serves
 
 
 @pytest.mark.parametrize("method", ["HEAD", "GET"])
-@pytest.mark.parametrize("file", [CONFIG_FILE, WEIGHTS_FILE])
-@pytest.mark.parametrize(
-    ("status", "message"),
-    [
-        (401, "no such repository, or it is private.*HF_TOKEN"),
-        (403, "the Hub answered 403, forbidden; pass token="),
-        (404, "the repository has no such file|the Hub answered 404"),
-        (429, "the Hub answered 429; try again later"),
-        (500, "the Hub answered 500; try again later"),
-        (503, "the Hub answered 503; try again later"),
-    ],
-)
+@pytest.mark.parametrize("status", [401, 403, 404, 429, 500, 503])
 def test_refusals(
-    status: int,
-    message: str,
-    file: str,
-    method: str,
-    server: HubServer,
-    cache: Path,
-    whole: dict[str, torch.Tensor],
+    status: int, method: str, server: HubServer, tmp_path: Path, loads: Loads
 ) -> None:
     """However often the client tries, it ends in one error; and the next call succeeds."""
-    fault = Fault(status, {"X-Error-Code": "EntryNotFound"} if status == 404 else {})
-    server.fail(method, file, *[fault] * 20)
-    with pytest.raises(WeightsError, match=message) as caught:
+    server.fail(method, WEIGHTS_FILE, *[Fault(status)] * 20)
+    with pytest.raises(WeightsError, match=rf"^{REPO}@\w+: {WEIGHTS_FILE}: .*{status}.*; "):
         load_pretrained(REPO)
-    assert str(caught.value).startswith(REPO)
-    assert file in str(caught.value)
     server.clear()
-    assert half_written(cache) == []
-    assert_whole(load_pretrained(REPO), whole)
+    assert_nothing_half_written(tmp_path)
+    loads(REPO)
 
 
-@pytest.mark.parametrize("status", [429, 500, 503])
-@pytest.mark.parametrize("method", ["HEAD", "GET"])
-def test_one_refusal_then_success(
-    status: int, method: str, server: HubServer, cache: Path, whole: dict[str, torch.Tensor]
-) -> None:
-    """A model at once where the client tries again by itself, or else at the second call."""
-    server.fail(method, WEIGHTS_FILE, Fault(status, {"Retry-After": "0"}))
-    try:
-        model = load_pretrained(REPO)
-    except WeightsError as error:
-        assert f"the Hub answered {status}; try again later" in str(error)  # noqa: PT017
-        model = load_pretrained(REPO)
-    assert_whole(model, whole)
+FAULTS: dict[str, Callable[[bytes], list[Fault]]] = {
+    "cut for ever": lambda data: [Fault(cut=0)] * 20,
+    "shorter": lambda data: [Fault(body=data[:100])] * 20,
+    "empty": lambda data: [Fault(body=b"")] * 20,
+    "longer": lambda data: [Fault(body=data + bytes(1000))],
+    "last byte": lambda data: [Fault(body=flip(data, -1))],
+}
 
 
-def test_a_cut_connection_is_resumed(
-    server: HubServer, cache: Path, whole: dict[str, torch.Tensor], files: dict[str, bytes]
-) -> None:
-    """Within the call or at the next one, by the client's version; never a half model."""
-    half = len(files[WEIGHTS_FILE]) // 2
-    server.fail("GET", WEIGHTS_FILE, Fault(cut=half))
-    try:
-        model = load_pretrained(REPO)
-    except WeightsError as error:
-        assert "the download failed" in str(error)  # noqa: PT017
-        assert half_written(cache) == []
-        model = load_pretrained(REPO)
-    assert_whole(model, whole)
-    gets = [r for r in server.requests if (r.method, Path(r.path).name) == ("GET", WEIGHTS_FILE)]
-    assert len(gets) == 2
-    ranges = {name.lower(): value for name, value in gets[1].headers.items()}
-    assert re.fullmatch(r"bytes=[1-9]\d*-", ranges["range"])
-
-
-def test_a_connection_that_is_always_cut(
-    server: HubServer, cache: Path, whole: dict[str, torch.Tensor]
-) -> None:
-    server.fail("GET", WEIGHTS_FILE, *[Fault(cut=0)] * 20)
-    with pytest.raises(WeightsError, match="model.safetensors: the download failed.*; try again"):
-        load_pretrained(REPO)
-    assert half_written(cache) == []
-    server.clear()
-    assert_whole(load_pretrained(REPO), whole)
-
-
-@pytest.mark.parametrize("size", [0, 1, 1000, 20_000_000])
+@pytest.mark.parametrize("kind", FAULTS)
 @pytest.mark.parametrize("file", [CONFIG_FILE, WEIGHTS_FILE])
-def test_a_truncated_answer(
-    size: int,
-    file: str,
-    server: HubServer,
-    cache: Path,
-    files: dict[str, bytes],
-    whole: dict[str, torch.Tensor],
+def test_damaged_downloads(
+    kind: str, file: str, server: HubServer, tmp_path: Path, files: Files, loads: Loads
 ) -> None:
-    """The server believes that the shorter file is the whole."""
-    size = min(size, len(files[file]) - 1)
-    server.fail("GET", file, *[Fault(body=files[file][:size])] * 20)
-    with pytest.raises(WeightsError, match="the download failed|sha256|not JSON"):
+    """An error, nothing in the cache, and at the next try the whole."""
+    server.fail("GET", file, *FAULTS[kind](files[file]))
+    with pytest.raises(WeightsError, match=f"{file}: .*try again"):
         load_pretrained(REPO)
-    assert half_written(cache) == []
     server.clear()
-    assert_whole(load_pretrained(REPO), whole)
+    assert_nothing_half_written(tmp_path)
+    loads(REPO)
 
 
-def test_an_answer_that_is_too_long(
-    server: HubServer, cache: Path, files: dict[str, bytes], whole: dict[str, torch.Tensor]
-) -> None:
-    """Nor does what it leaves behind stand in the way of the next try."""
-    server.fail("GET", WEIGHTS_FILE, Fault(body=files[WEIGHTS_FILE] + bytes(1000)))
-    with pytest.raises(WeightsError, match="the download failed"):
-        load_pretrained(REPO)
-    assert half_written(cache) == []
-    assert_whole(load_pretrained(REPO), whole)
-
-
-@pytest.mark.parametrize("length", [10, 10**9])
 @pytest.mark.parametrize("file", [CONFIG_FILE, WEIGHTS_FILE])
-def test_a_wrong_length_in_the_header(
-    length: int, file: str, server: HubServer, cache: Path, whole: dict[str, torch.Tensor]
-) -> None:
-    """The HEAD request's, so that the client expects another size than comes."""
-    headers = {"X-Linked-Size": str(length), "Content-Length": str(length)}
-    server.fail("HEAD", file, *[Fault(headers=headers)] * 20)
-    with pytest.raises(WeightsError, match="the download failed.*; try again"):
-        load_pretrained(REPO)
-    assert half_written(cache) == []
-    server.clear()
-    assert_whole(load_pretrained(REPO), whole)
-
-
-@pytest.mark.parametrize("place", [0, 4_000, 30_000_000])
-def test_wrong_bytes_of_the_right_size(
-    place: int,
-    server: HubServer,
-    cache: Path,
-    files: dict[str, bytes],
-    whole: dict[str, torch.Tensor],
-) -> None:
-    """Also of a repository that is not registered: its config states the sha256."""
-    server.fail("GET", WEIGHTS_FILE, Fault(body=flip(files[WEIGHTS_FILE], place)))
-    message = "its sha256 is .*: the file is damaged.*removed from the cache: try again"
-    with pytest.raises(WeightsError, match=message):
-        load_pretrained(REPO)
-    assert half_written(cache) == []
-    assert_whole(load_pretrained(REPO), whole)
-
-
-def test_damage_in_the_cache_itself(
-    server: HubServer, cache: Path, whole: dict[str, torch.Tensor]
+def test_damage_in_the_cache_is_removed(
+    file: str, server: HubServer, tmp_path: Path, files: Files, loads: Loads
 ) -> None:
     load_pretrained(REPO)
-    (blob,) = (p for p in cache.rglob("blobs/*") if p.stat().st_size > 1e6)
-    blob.write_bytes(flip(blob.read_bytes(), 25_000_000))
-    with pytest.raises(WeightsError, match="sha256.*removed from the cache: try again"):
+    next(tmp_path.rglob(f"blobs/{sha256(files[file])}")).write_bytes(b"")
+    with pytest.raises(WeightsError, match="(sha256|JSON).*try again"):
         load_pretrained(REPO, local_files_only=True)
-    assert half_written(cache) == []
-    assert_whole(load_pretrained(REPO), whole)
+    assert_nothing_half_written(tmp_path)
+    loads(REPO)
 
 
-def test_damage_that_another_process_has_removed_already(server: HubServer, cache: Path) -> None:
-    source = hub._HubRepo(REPO, None, None, False, None)
-    for path in (source.fetch(CONFIG_FILE), source.fetch(WEIGHTS_FILE)):
-        path.resolve().unlink()
-        path.unlink()
-    assert "has been removed from the cache: try again" in source.discard()
-
-
-def test_damage_is_never_removed_outside_the_cache(
-    server: HubServer, cache: Path, saved: Path, tmp_path: Path, files: dict[str, bytes]
-) -> None:
-    """Some people link blobs to files that they keep elsewhere."""
-    load_pretrained(REPO)
-    (blob,) = (p for p in cache.rglob("blobs/*") if p.stat().st_size > 1e6)
-    blob.unlink()
-    mine = tmp_path / "mine.safetensors"
-    mine.write_bytes(flip(files[WEIGHTS_FILE], 25_000_000))
-    blob.symlink_to(mine)
-    with pytest.raises(WeightsError, match="sha256"):
-        load_pretrained(REPO)
-    assert mine.exists()
-
-
-def test_no_file_of_that_name(server: HubServer, cache: Path, files: dict[str, bytes]) -> None:
-    server.add("tester/pickled", {CONFIG_FILE: files[CONFIG_FILE], "pytorch_model.bin": b"pickle"})
-    with pytest.raises(WeightsError, match="no such file; only config.json with model.safetensors"):
-        load_pretrained("tester/pickled")
-    assert ("GET", "pytorch_model.bin") not in server.seen()
-    with pytest.raises(WeightsError, match="tester/nothing: config.json: there is no such repo"):
-        load_pretrained("tester/nothing")
-    with pytest.raises(WeightsError, match=r"a \.bin file may be a pickle"):
-        load_pretrained("tester/pytorch_model.bin")
-    with pytest.raises(WeightsError, match="that is no Hub id"):
-        load_pretrained("tester/a--b")
-
-
-def test_a_config_from_the_future_spares_the_download(server: HubServer, cache: Path) -> None:
-    server.add(REPO, {CONFIG_FILE: b'{"format_version": 2}'})
-    message = "format_version is 2.*pip install --upgrade ferfacenet; name another revision"
-    with pytest.raises(WeightsError, match=message):
-        load_pretrained(REPO)
-    assert set(server.seen()) == {("HEAD", CONFIG_FILE), ("GET", CONFIG_FILE)}
-
-
-def test_a_commit_cannot_lead_outside_the_cache(
-    server: HubServer, cache: Path, tmp_path: Path
-) -> None:
-    cache.mkdir()
-    server.fail("HEAD", CONFIG_FILE, *[Fault(headers={"X-Repo-Commit": "../../../evil"})] * 20)
-    with pytest.raises(WeightsError):
-        load_pretrained(REPO)
-    assert list(tmp_path.iterdir()) == [cache]
-
-
-# --- registered names through the Hub ------------------------------------------------------
+def test_full_disk_and_read_only_cache(server: HubServer, tmp_path: Path, loads: Loads) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(WeightsError, match=f"make room in {tmp_path}.*cache_dir="):
+            load_pretrained(REPO)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert_nothing_half_written(tmp_path)
+    loads(REPO)
+    if Path("/sys").is_dir():  # where even root cannot write
+        with pytest.raises(WeightsError, match="make room in /sys/nowhere.*HF_HOME"):
+            load_pretrained(REPO, cache_dir="/sys/nowhere")
 
 
 @pytest.fixture
-def published(
-    server: HubServer, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
-) -> HubServer:
-    """A registered name ``other`` that is on the Hub and not in this installation."""
-    entry = hub._Registered(
-        sha256=hashlib.sha256(files[WEIGHTS_FILE]).hexdigest(),
-        size=len(files[WEIGHTS_FILE]),
-        config_sha256=hashlib.sha256(files[CONFIG_FILE]).hexdigest(),
-    )
-    monkeypatch.setitem(hub._REGISTRY, "other", entry)
-    server.add("ferfacenet/improved-vgg19-other", files)
-    return server
+def published(server: HubServer, bundle: Path, saved: Path, files: Files) -> str:
+    """The Hub id of a registered name ``other``, bundled too; its commit there is pinned."""
+    shutil.copytree(saved, bundle / "other")
+    commit = server.add(hub.repo_id("other"), files)
+    entry = {"config_sha256": sha256(files[CONFIG_FILE]), "size": 1, "revision": commit}
+    (bundle / "registry.json").write_text(json.dumps({"other": entry}))
+    return hub.repo_id("other")
 
 
-NAMES = ["other", "ferfacenet/improved-vgg19-other", "ferfacenet/improved-vgg19-other@main"]
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_registered_name_from_the_hub(
-    name: str, published: HubServer, cache: Path, whole: dict[str, torch.Tensor]
+def test_registered_name_with_a_revision_or_as_an_id_asks_the_hub(
+    published: str, server: HubServer, files: Files, loads: Loads
 ) -> None:
-    assert_whole(load_pretrained(name), whole)
-
-
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("file", [CONFIG_FILE, WEIGHTS_FILE])
-def test_registered_names_are_checked_on_every_route(
-    name: str,
-    file: str,
-    published: HubServer,
-    cache: Path,
-    files: dict[str, bytes],
-    whole: dict[str, torch.Tensor],
-) -> None:
-    """The repository as a whole is replaced by one that agrees with itself."""
-    config = json.loads(files[CONFIG_FILE])
-    forged = flip(files[WEIGHTS_FILE], 30_000_000) if file == WEIGHTS_FILE else files[WEIGHTS_FILE]
-    config["weights_sha256"] = hashlib.sha256(forged).hexdigest()
-    config["temperature"] = 3.0
-    good = published.repos["ferfacenet/improved-vgg19-other"].branches["main"]
-    published.add(
-        "ferfacenet/improved-vgg19-other",
-        {CONFIG_FILE: json.dumps(config).encode(), WEIGHTS_FILE: forged},
-    )
-    with pytest.raises(WeightsError, match=r"config\.json: its sha256"):
-        load_pretrained(name)
-    assert_whole(load_pretrained(name.split("@")[0], revision=good), whole)
-
-
-def test_registered_commit_is_the_default_revision(
-    published: HubServer,
-    cache: Path,
-    whole: dict[str, torch.Tensor],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """An older package goes on working when the repository gets better weights."""
-    good = published.repos["ferfacenet/improved-vgg19-other"].branches["main"]
-    published.add("ferfacenet/improved-vgg19-other", {CONFIG_FILE: b"{}"})
-    pinned = dataclasses.replace(hub._REGISTRY["other"], revision=good)
-    monkeypatch.setitem(hub._REGISTRY, "other", pinned)
-    assert_whole(load_pretrained("other"), whole)
-    published.requests.clear()
-    assert_whole(load_pretrained("other"), whole)
-    assert published.requests == []
-
-
-def test_damaged_download_of_a_registered_name(
-    published: HubServer, cache: Path, files: dict[str, bytes], whole: dict[str, torch.Tensor]
-) -> None:
-    for file in (CONFIG_FILE, WEIGHTS_FILE):
-        published.fail("GET", file, Fault(body=flip(files[file], len(files[file]) - 5)))
-        with pytest.raises(WeightsError, match=f"{file}: its sha256.*try again"):
-            load_pretrained("other")
-        assert half_written(cache) == []
-    assert_whole(load_pretrained("other"), whole)
-
-
-def test_bundled_name_with_a_revision_asks_the_hub(server: HubServer, cache: Path) -> None:
-    bundled = {p.name: p.read_bytes() for p in (hub._BUNDLED / "fer2013").iterdir()}
-    server.add("ferfacenet/improved-vgg19-fer2013", bundled)
-    expected = load_pretrained("fer2013").state_dict()
+    loads("other")
     assert server.requests == []
-    assert_whole(load_pretrained("fer2013", revision="main"), expected)
-    assert_whole(load_pretrained("fer2013@main"), expected)
-    assert_whole(load_pretrained("ferfacenet/improved-vgg19-fer2013"), expected)
-    assert len(server.requests) > 0
-
-
-# --- other processes -----------------------------------------------------------------------
-
-
-def client(server: HubServer, home: Path, **more: str) -> dict[str, str]:
-    """The environment of a process whose Hub is ``server``."""
-    return {
-        "HF_ENDPOINT": server.url,
-        "HF_HOME": str(home),
-        "HF_HUB_DISABLE_XET": "1",
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        "HF_TOKEN": "",
-        **more,
-    }
-
-
-LOAD = f"""
-import sys
-from ferfacenet.hub import WeightsError, load_pretrained
-try:
-    print(float(load_pretrained({REPO!r}).classifier.weight.double().sum()))
-except WeightsError as error:
-    sys.exit(str(error))
-"""
-
-
-def answer(whole: dict[str, torch.Tensor]) -> str:
-    return str(float(whole["classifier.weight"].double().sum()))
-
-
-def test_environment_variables(
-    server: HubServer, tmp_path: Path, whole: dict[str, torch.Tensor]
-) -> None:
-    """HF_ENDPOINT, HF_HOME, HF_TOKEN and HF_HUB_OFFLINE, as the client reads them."""
-    server.repos[REPO].token = "hf_secret"
-    offline = client(server, tmp_path, HF_HUB_OFFLINE="1")
-    done = run(LOAD, env=offline)
-    assert done.returncode == 1
-    assert "run this once with a network: python -c" in done.stderr
+    loads("other", revision="main")
+    loads("other@main")
+    # Other files that agree with each other: the pinned commit is still found, and they are not
+    # what is registered.
+    data = flip(files[WEIGHTS_FILE], 100_000)
+    config = json.loads(files[CONFIG_FILE]) | {"weights_sha256": sha256(data)}
+    server.add(published, {CONFIG_FILE: json.dumps(config).encode(), WEIGHTS_FILE: data})
+    server.clear()
+    loads(published)
     assert server.requests == []
-    done = run(LOAD, env=client(server, tmp_path, HF_TOKEN="hf_secret"))
-    assert done.stdout.strip() == answer(whole), done.stderr
-    assert (tmp_path / "hub" / "models--tester--faces").is_dir()
-    server.requests.clear()
-    done = run(LOAD, env=offline)
-    assert done.stdout.strip() == answer(whole), done.stderr
-    assert server.requests == []
+    for name in ("other@main", f"{published}@main"):
+        with pytest.raises(WeightsError, match=r"config\.json: its sha256"):
+            load_pretrained(name)
 
 
-def start(server: HubServer, home: Path, **settings: Any) -> subprocess.Popen[str]:
+def start(server: HubServer, home: Path, **more: str) -> subprocess.Popen[str]:
+    code = f"import ferfacenet; print(ferfacenet.load_pretrained({REPO!r}).temperature.item())"
+    environment = {"HF_ENDPOINT": server.url, "HF_HOME": str(home), "PYTHONPATH": python_path()}
     return subprocess.Popen(
-        [sys.executable, "-c", LOAD],
-        env=os.environ | client(server, home) | {"PYTHONPATH": python_path()},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        **settings,
-    )
+        [sys.executable, "-c", code], env=os.environ | environment | more, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
 
 
-def test_two_processes_at_once(
-    server: HubServer, tmp_path: Path, whole: dict[str, torch.Tensor]
-) -> None:
-    gate = threading.Event()
-    fault = Fault(cut=10_000_000, gate=gate)
-    server.fail("GET", WEIGHTS_FILE, fault)
-    both = [start(server, tmp_path) for _ in range(2)]
-    assert fault.reached.wait(60)
-    gate.set()
-    for process in both:
-        out, err = process.communicate(timeout=60)
-        assert out.strip() == answer(whole), err
-    assert half_written(tmp_path) == []
+def test_environment_variables(server: HubServer, tmp_path: Path, loads: Loads) -> None:
+    server.repos[REPO].token = "hf_secret"
+    out, err = start(server, tmp_path, HF_TOKEN="hf_secret").communicate(timeout=60)
+    assert out == "1.25\n", err
+    loads(REPO, cache_dir=tmp_path / "hub", local_files_only=True)
 
 
-def test_kill_in_the_middle_of_a_download(
-    server: HubServer, tmp_path: Path, whole: dict[str, torch.Tensor]
-) -> None:
-    gate = threading.Event()
-    fault = Fault(cut=20_000_000, gate=gate)
+def test_kill_in_the_middle_of_a_download(server: HubServer, tmp_path: Path, loads: Loads) -> None:
+    fault = Fault(cut=100_000, gate=threading.Event())
     server.fail("GET", WEIGHTS_FILE, fault)
     process = start(server, tmp_path)
     assert fault.reached.wait(60)
-    process.send_signal(signal.SIGKILL)
+    process.kill()
     process.communicate()
-    gate.set()
-    assert half_written(tmp_path) == []
-    done = run(LOAD, env=client(server, tmp_path))
-    assert done.stdout.strip() == answer(whole), done.stderr
-    assert half_written(tmp_path) == []
-
-
-def test_full_disk(server: HubServer, tmp_path: Path, whole: dict[str, torch.Tensor]) -> None:
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000_000, 10_000_000))
-
-    process = start(server, tmp_path, preexec_fn=limit)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 1
-    assert re.search(r"the disk of the cache \(.*hub\) is full .*make room.*cache_dir", err), err
-    assert half_written(tmp_path) == []
-    done = run(LOAD, env=client(server, tmp_path))
-    assert done.stdout.strip() == answer(whole), done.stderr
-
-
-READ_ONLY = f"""
-import os, sys
-from ferfacenet.hub import WeightsError, load_pretrained
-first, cache = sys.argv[1:]
-load_pretrained({REPO!r}, cache_dir=first)  # so that all modules are loaded
-if os.geteuid() == 0:  # root may write anywhere
-    os.setgroups([])
-    os.setgid(65534)
-    os.setuid(65534)
-try:
-    print(float(load_pretrained({REPO!r}, cache_dir=cache).classifier.weight.double().sum()))
-except WeightsError as error:
-    sys.exit(str(error))
-"""
-
-
-def test_read_only_cache(server: HubServer, whole: dict[str, torch.Tensor]) -> None:
-    """With nothing in it, an error; with the weights in it, they are loaded."""
-    home = Path(tempfile.mkdtemp(prefix="ferfacenet-test-"))  # pytest's are closed to nobody
-    try:
-        home.chmod(0o755)
-        (home / "cache").mkdir()
-        (home / "cache").chmod(0o555)
-        arguments = [str(home / "first"), str(home / "cache")]
-        done = run(READ_ONLY, *arguments, env=client(server, home))
-        assert done.returncode == 1
-        assert re.search(r"the cache \(.*cache\) cannot be written .*cache_dir=", done.stderr)
-        (home / "cache").rmdir()
-        load_into = (
-            f"from ferfacenet.hub import *; load_pretrained({REPO!r}, cache_dir=sys.argv[1])"
-        )
-        assert (
-            run("import sys;" + load_into, arguments[1], env=client(server, home)).returncode == 0
-        )
-        for path in home.rglob("*"):
-            if not path.is_symlink():
-                path.chmod(0o555 if path.is_dir() else 0o444)
-        done = run(READ_ONLY, arguments[1], arguments[1], env=client(server, home))
-        assert done.stdout.strip() == answer(whole), done.stderr
-    finally:
-        for path in home.rglob("*"):
-            if path.is_dir():
-                path.chmod(0o755)
-        shutil.rmtree(home)
-
-
-# --- what a Hub's answer may name ----------------------------------------------------------
-
-EVIL = ["../../../evil", "/{there}/evil", "a/b", "..", "."]
-
-
-def outside(tmp_path: Path, cache: Path) -> list[Path]:
-    return [path for path in tmp_path.rglob("*") if cache not in (path, *path.parents)]
-
-
-@pytest.mark.parametrize("evil", EVIL)
-@pytest.mark.parametrize("after", [0, 1])
-def test_an_etag_cannot_lead_outside_the_cache(
-    server: HubServer, cache: Path, tmp_path: Path, evil: str, after: int
-) -> None:
-    """Neither at the first answer nor at one after a good one."""
-    header = {"ETag": f'"{evil.format(there=tmp_path)}"'}
-    faults = [Fault()] * after + [Fault(headers=header)] * 20
-    if after:
-        load_pretrained(REPO)
-        server.add(REPO, {CONFIG_FILE: server.repos[REPO].commits[
-            server.repos[REPO].branches["main"]][CONFIG_FILE] + b" "})  # fmt: skip
-        faults = faults[1:]
-    server.fail("HEAD", CONFIG_FILE, *faults)
-    with pytest.raises(WeightsError, match="etag is .*no plain name; do not trust"):
-        load_pretrained(REPO)
-    assert outside(tmp_path, cache) == []
-
-
-@pytest.mark.parametrize("evil", EVIL)
-def test_the_linked_etag_of_large_files_neither(
-    server: HubServer, cache: Path, tmp_path: Path, evil: str
-) -> None:
-    header = {"X-Linked-Etag": f'"{evil.format(there=tmp_path)}"'}
-    server.fail("HEAD", WEIGHTS_FILE, *[Fault(headers=header)] * 20)
-    with pytest.raises(WeightsError, match="etag is .*no plain name; do not trust"):
-        load_pretrained(REPO)
-    assert outside(tmp_path, cache) == []
-
-
-@pytest.mark.parametrize("evil", EVIL)
-@pytest.mark.parametrize("status", [None, 404])
-def test_the_commit_of_an_answer_or_a_refusal_neither(
-    server: HubServer, cache: Path, tmp_path: Path, evil: str, status: int | None
-) -> None:
-    """The client notes that a commit has no such file in a file of its own."""
-    headers = {"X-Repo-Commit": evil.format(there=tmp_path)}
-    if status:
-        headers["X-Error-Code"] = "EntryNotFound"
-    server.fail("HEAD", CONFIG_FILE, *[Fault(status=status, headers=headers)] * 20)
-    with pytest.raises(WeightsError, match="commit is .*no plain name; do not trust"):
-        load_pretrained(REPO)
-    assert outside(tmp_path, cache) == []
-
-
-def test_the_guard_is_gone_afterwards(server: HubServer, cache: Path) -> None:
-    from huggingface_hub import file_download
-
-    before = file_download.get_hf_file_metadata
-    load_pretrained(REPO)
-    with pytest.raises(WeightsError):
-        load_pretrained("tester/nothing")
-    assert file_download.get_hf_file_metadata is before
-
-
-@pytest.mark.parametrize("revision", ["../../../evil", "/tmp/evil", "a/../../b"])
-def test_a_revision_cannot_lead_outside_the_cache(
-    server: HubServer, cache: Path, tmp_path: Path, revision: str
-) -> None:
-    for name, given_revision in ((REPO, revision), (f"{REPO}@{revision}", None)):
-        with pytest.raises(WeightsError, match="is no revision"):
-            load_pretrained(name, revision=given_revision)
-    assert server.requests == []
-    assert list(tmp_path.iterdir()) == []
+    fault.gate.set()
+    loads(REPO, cache_dir=tmp_path / "hub")

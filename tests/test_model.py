@@ -1,545 +1,257 @@
-"""The network: its layers, other people's weights in it, and it in other people's code."""
+"""The network: its layers, its calibration, other people's weights in it, and it in their code."""
 
 from __future__ import annotations
 
 import copy
 import doctest
 import io
-import multiprocessing
 import pickle
-import shutil
-import subprocess
-import sys
-import sysconfig
-from pathlib import Path
+from collections.abc import Callable
+from typing import Any
 
-import numpy as np
 import pytest
 import torch
+from conftest import faces, lively
 from torch import Tensor, nn
 
 import ferfacenet.model
-from ferfacenet import ImprovedVGG19, load_pretrained, predict_proba, save_pretrained
-from ferfacenet.model import FER2013_CATEGORIES, MEAN, STD
+from ferfacenet import ImprovedVGG19
+from ferfacenet.model import CALIBRATION, FER2013_CATEGORIES, MEAN, STD
 
 #: The paper's channels, in the order of its 16 convolutions.
-WIDTHS = [64] * 2 + [128] * 2 + [256] * 4 + [512] * 8
-
-
-def lively(**settings: object) -> ImprovedVGG19:
-    """A network in eval mode whose BatchNorms and classifier are not those of a fresh one."""
-    torch.manual_seed(0)
-    model = ImprovedVGG19(**settings).eval()  # type: ignore[arg-type]
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.uniform_(module.running_mean, -0.1, 0.1)
-            nn.init.uniform_(module.running_var, 0.8, 1.2)
-            nn.init.uniform_(module.bias, -0.1, 0.1)
-        elif isinstance(module, nn.Linear):
-            nn.init.normal_(module.weight, std=0.3)
-    return model
-
-
-def sharp(num_classes: int) -> ImprovedVGG19:
-    """A lively network whose probabilities show, in the third decimal, that a picture was read
-    a little differently; those of random classifiers do not."""
-    model = lively(num_classes=num_classes)
-    assert isinstance(model.classifier, nn.Linear)
-    with torch.no_grad():
-        plain = model.forward_features(torch.zeros(1, 1, 44, 44))
-        embedding = model.forward_head(plain, pre_logits=True)[0]
-        model.classifier.weight.mul_(50)
-        model.classifier.bias.copy_(-model.classifier.weight @ embedding)
-    return model
+CHANNELS = [64] * 2 + [128] * 2 + [256] * 4 + [512] * 8
+SMALL = 0.25
 
 
 @pytest.fixture(scope="module")
 def model() -> ImprovedVGG19:
-    return lively()
+    """A small network none of whose three calibration values is the default."""
+    model = lively(ImprovedVGG19(width=SMALL))
+    model.mean, model.std, model.temperature = 0.4, 0.3, 1.7
+    model.categories = tuple("abcdefg")
+    return model
 
 
 @pytest.fixture(scope="module")
-def faces() -> Tensor:
-    return torch.randn(3, 1, 44, 44, generator=torch.Generator().manual_seed(1))
+def x() -> Tensor:
+    return faces(3)[..., 2:46, 2:46].contiguous()
 
 
 @pytest.fixture(scope="module")
-def logits(model: ImprovedVGG19, faces: Tensor) -> Tensor:
+def logits(model: ImprovedVGG19, x: Tensor) -> Tensor:
+    """What the model must say of ``x``, by its layers one after another."""
     with torch.no_grad():
-        found: Tensor = model(faces)
-    assert found.std() > 0.05, "logits this alike would hide a wrong answer"
+        embedding = model.features((x - 0.4) / 0.3).mean((2, 3))
+        found: Tensor = model.classifier(embedding) / 1.7
+    assert found.std(0).max() > 0.03, "logits this alike would hide a wrong answer"
     return found
 
 
-# ------------------------------------------------------------------ what the paper asks for
+def close(found: Tensor, expected: Tensor) -> bool:
+    return torch.allclose(found, expected, rtol=1e-3, atol=1e-4)
 
 
-def test_layers_are_the_papers(model: ImprovedVGG19) -> None:
+def test_layers_are_the_papers() -> None:
+    model = ImprovedVGG19()
     kinds = [type(layer).__name__ for layer in model.features]
     block = ["Conv2d", "BatchNorm2d", "ReLU"]
-    expected = []
-    for depth in (2, 2, 4, 4, 4):
-        expected += block * depth + ["MaxPool2d"]
-    assert kinds == expected
+    assert kinds == [k for d in (2, 2, 4, 4, 4) for k in [*block * d, "MaxPool2d"]]
     convolutions = [layer for layer in model.features if isinstance(layer, nn.Conv2d)]
-    assert [c.out_channels for c in convolutions] == WIDTHS
-    assert {(c.kernel_size, c.stride, c.padding) for c in convolutions} == {
-        ((3, 3), (1, 1), (1, 1))
-    }
-    assert isinstance(model.classifier, nn.Linear)
-    weights = sum(9 * a * b for a, b in zip([1, *WIDTHS], WIDTHS, strict=False))
-    # A bias, and BatchNorm's weight and bias, a channel; then the classifier.
-    assert sum(p.numel() for p in model.parameters()) == weights + 3 * sum(WIDTHS) + 512 * 7 + 7
+    assert [c.out_channels for c in convolutions] == CHANNELS
+    for c in convolutions:  # drawn as He et al. draw them
+        assert c.weight.std().item() == pytest.approx((2 / 9 / c.out_channels) ** 0.5, rel=0.15)
+    average = ImprovedVGG19(pool="avg", width=0.1).features
+    assert [isinstance(m, nn.AvgPool2d) for m in average] == [k == "MaxPool2d" for k in kinds]
+    assert {(c.kernel_size, c.padding) for c in convolutions} == {((3, 3), (1, 1))}
+    weights = sum(9 * a * b for a, b in zip([1, *CHANNELS], CHANNELS, strict=False))
+    # A bias, and BatchNorm's weight and bias, a channel; then the one linear layer.
+    assert sum(p.numel() for p in model.parameters()) == weights + 3 * sum(CHANNELS) + 512 * 7 + 7
+    assert model.training and model.categories == FER2013_CATEGORIES
+    assert (model.mean, model.std, model.temperature) == pytest.approx((MEAN, STD, 1))
 
 
-@pytest.mark.parametrize(("height", "width"), [(32, 32), (44, 44), (48, 48), (33, 70), (96, 64)])
+@pytest.mark.parametrize(("height", "width"), [(32, 32), (44, 44), (33, 70)])
 def test_shapes(model: ImprovedVGG19, height: int, width: int) -> None:
-    x = torch.zeros(2, 1, height, width)
-    with torch.no_grad():
-        features = model.forward_features(x)
-        assert features.shape == (2, 512, height // 32, width // 32)
-        assert model.forward_head(features).shape == (2, 7)
-        assert model(x).shape == (2, 7)
+    features = model.forward_features(torch.zeros(2, 1, height, width))
+    assert features.shape == (2, model.num_features, height // 32, width // 32)
+    assert model.forward_head(features).shape == (2, 7)
+    assert model(torch.zeros(0, 1, height, width)).shape == (0, 7)
 
 
-def test_no_images_give_no_logits(model: ImprovedVGG19) -> None:
-    assert model(torch.zeros(0, 1, 44, 44)).shape == (0, 7)
+def test_bad_inputs(model: ImprovedVGG19) -> None:
+    with pytest.raises(ValueError, match="32x32"):
+        model(torch.zeros(1, 1, 44, 31))
+    with pytest.raises(TypeError, match="uint8"):
+        model(torch.zeros(1, 1, 44, 44, dtype=torch.uint8))
 
 
-@pytest.mark.parametrize("size", [(31, 44), (44, 31), (1, 1)])
-def test_too_small_an_image_is_refused(model: ImprovedVGG19, size: tuple[int, int]) -> None:
-    with pytest.raises(ValueError, match=rf"at least 32x32 .*\(1, 1, {size[0]}, {size[1]}\)"):
-        model(torch.zeros(1, 1, *size))
-
-
-@pytest.mark.parametrize(
-    ("settings", "named"),
-    [
-        ({"num_classes": 0}, "num_classes"),
-        ({"num_classes": -1}, "num_classes"),
-        ({"in_channels": 0}, "in_channels"),
-        ({"pool": "mean"}, "pool"),
-        ({"hidden_features": 0}, "hidden_features"),
-        ({"dropout": 1.5}, "dropout"),
-        ({"width": 0.0}, "width"),
-        ({"dropout": -0.1}, "dropout"),
-    ],
-)
-def test_a_bad_setting_is_named(settings: dict[str, object], named: str) -> None:
-    with pytest.raises(ValueError, match=named):
-        ImprovedVGG19(**settings)  # type: ignore[arg-type]
-
-
-def test_average_pooling_averages(model: ImprovedVGG19, faces: Tensor, logits: Tensor) -> None:
-    other = ImprovedVGG19(pool="avg").eval()
-    other.load_state_dict(model.state_dict())  # the same keys: pooling has no weights
-    assert [type(m) for m in other.features].count(nn.AvgPool2d) == 5
-    x, images = faces, faces
-    with torch.no_grad():
-        for layer in model.features:
-            x = nn.functional.avg_pool2d(x, 2) if isinstance(layer, nn.MaxPool2d) else layer(x)
-        assert torch.allclose(other.forward_features(images), x, atol=1e-5)
-        assert not torch.allclose(other(images), logits, atol=0.01)
-
-
-def test_dropout_is_before_the_classifier_and_only_in_training() -> None:
-    model = lively(dropout=0.5)
-    features = torch.rand(4, 512, 1, 1)
-    seen: list[Tensor] = []
-    model.classifier.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    model.forward_head(features)
-    assert torch.equal(seen.pop(), features.flatten(1))
-    model.train().forward_head(features)
-    share = (seen.pop() == 0).float().mean()
-    assert 0.4 < share < 0.6
-
-
-def test_hidden_layer() -> None:
-    model = lively(hidden_features=32, num_classes=5)
-    kinds = [type(layer).__name__ for layer in model.classifier.children()]
-    assert kinds == ["Linear", "ReLU", "Dropout", "Linear"]
-    sizes = [m.weight.shape for m in model.classifier.children() if isinstance(m, nn.Linear)]
-    assert sizes == [(32, 512), (5, 32)]
-    x = torch.zeros(1, 1, 44, 44)
-    assert model(x).shape == (1, 5)
-    assert torch.equal(model(x), model(x)), "dropout in eval mode"
-    model.train()
-    features = torch.rand(1, 512, 1, 1)
-    assert not torch.equal(model.forward_head(features), model.forward_head(features))
+def test_a_bad_setting_is_named() -> None:
+    for setting, value in (
+        ("num_classes", 0), ("in_channels", 0), ("pool", "mean"), ("hidden_features", 0),
+        ("dropout", 1.5), ("width", 0.0), ("width", 17.0),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=setting):
+            ImprovedVGG19(**{setting: value})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
     ("width", "channels"),
     [(0.25, [16, 32, 64, 128, 128]), (0.1, [8, 16, 24, 48, 48]), (1.5, [96, 192, 384, 768, 768])],
 )
-def test_width_scales_all_channels(width: float, channels: list[int], tmp_path: Path) -> None:
-    model = ImprovedVGG19(width=width)
-    convolutions = [m for m in model.features if isinstance(m, nn.Conv2d)]
-    assert [m.out_channels for m in convolutions] == [
-        c for c, depth in zip(channels, (2, 2, 4, 4, 4), strict=True) for _ in range(depth)
-    ]
-    assert model(torch.zeros(2, 1, 44, 44)).shape == (2, 7)
+def test_width_scales_all_channels_in_eights(width: float, channels: list[int]) -> None:
+    with torch.device("meta"):
+        model = ImprovedVGG19(width=width)
+    found = [m.out_channels for m in model.features if isinstance(m, nn.Conv2d)]
+    assert found == [c for c, d in zip(channels, (2, 2, 4, 4, 4), strict=True) for _ in range(d)]
     assert model.num_features == channels[-1]
-    config = save_pretrained(model, tmp_path)
-    assert config.model_args["width"] == width
-    assert load_pretrained(tmp_path).num_features == channels[-1]
-    assert "width" not in save_pretrained(ImprovedVGG19(), tmp_path / "1").model_args
 
 
-def test_what_a_fresh_model_says_of_itself() -> None:
-    model = ImprovedVGG19()
-    assert model.categories == FER2013_CATEGORIES
-    assert (model.mean, model.std, model.temperature) == (MEAN, STD, 1.0)
-    assert ImprovedVGG19(num_classes=3).categories is None
-    assert model.training
+def test_dropout_is_before_each_linear_layer_and_only_in_training() -> None:
+    model = ImprovedVGG19(hidden_features=32, num_classes=5, width=SMALL)
+    first, last = (m for m in model.classifier.modules() if isinstance(m, nn.Linear))
+    zeros: list[Tensor] = []
+    for layer in (first, last):
+        layer.register_forward_pre_hook(lambda _, x: zeros.append((x[0] == 0).float().mean()))
+    for mode in (True, False):
+        model.train(mode).forward_head(torch.rand(64, 128, 1, 1))
+    assert 0.4 < zeros[0] < 0.6 and zeros[2] == 0
+    assert zeros[1] > zeros[3] + 0.1  # ReLU's zeros and dropout's against ReLU's alone
 
 
-def test_a_fresh_model_keeps_the_size_of_its_signal() -> None:
-    torch.manual_seed(0)
-    model = ImprovedVGG19().train()
-    with torch.no_grad():
-        features = model.forward_features(torch.randn(16, 1, 44, 44))
-        logits = model(torch.randn(16, 1, 44, 44))
-    assert 0.1 < features.std() < 10
-    assert logits.abs().max() < 3, "a fresh network must not be sure of anything"
+def fill(model: ImprovedVGG19, assign: bool) -> ImprovedVGG19:
+    other = ImprovedVGG19(width=SMALL).eval()
+    other.load_state_dict(model.state_dict(), assign=assign)
+    return other
 
 
-# ------------------------------------------------------------------------------ other weights
+def replicate(model: ImprovedVGG19) -> Any:
+    """As ``DataParallel`` does it, which does it for GPUs only."""
+    replica: Any = model._replicate_for_data_parallel()
+    for name, buffer in model.named_buffers(recurse=False):
+        setattr(replica, name, buffer.clone())
+    return replica
 
 
-def public_fer_checkpoint(buffers: bool) -> dict[str, Tensor]:
-    """The names and shapes of the public 3-channel VGG19 checkpoints for FER2013, and random
-    values; those saved by PyTorch before 0.4.1 have no num_batches_tracked."""
-    generator = torch.Generator().manual_seed(2)
-    state: dict[str, Tensor] = {}
-    index, before = 0, 3
-    for depth, width in ((2, 64), (2, 128), (4, 256), (4, 512), (4, 512)):
-        for _ in range(depth):
-            scale = (2 / (9 * before)) ** 0.5
-            weight = torch.randn(width, before, 3, 3, generator=generator) * scale
-            state[f"features.{index}.weight"] = weight
-            for key in (f"{index}.bias", f"{index + 1}.bias", f"{index + 1}.running_mean"):
-                state[f"features.{key}"] = torch.randn(width, generator=generator) * 0.1
-            for key in ("weight", "running_var"):
-                values = 1 + torch.rand(width, generator=generator)
-                state[f"features.{index + 1}.{key}"] = values
-            if buffers:
-                state[f"features.{index + 1}.num_batches_tracked"] = torch.tensor(7)
-            index, before = index + 3, width
-        index += 1
-    state["classifier.weight"] = torch.randn(7, 512, generator=generator)
-    state["classifier.bias"] = torch.randn(7, generator=generator)
-    return state
+def export(model: ImprovedVGG19, x: Tensor) -> Any:
+    """Through a file, for any number of images."""
+    batch = {"x": {0: torch.export.Dim("batch", max=512)}}
+    file = io.BytesIO()
+    torch.export.save(torch.export.export(model, (x[:2],), dynamic_shapes=batch), file)
+    file.seek(0)
+    return torch.export.load(file).module()
 
 
-@pytest.mark.parametrize("buffers", [True, False])
-def test_public_fer_checkpoints_load(buffers: bool, faces: Tensor) -> None:
-    state = public_fer_checkpoint(buffers)
-    rgb = ImprovedVGG19(in_channels=3).eval()
-    assert str(rgb.load_state_dict(state)) == "<All keys matched successfully>"
-    assert torch.equal(rgb.features[49].weight, state["features.49.weight"])
-    assert torch.equal(rgb.classifier.weight, state["classifier.weight"])
-    gray = ImprovedVGG19().eval()
-    summed = state["features.0.weight"].sum(1, keepdim=True)
-    gray.load_state_dict({**state, "features.0.weight": summed})
-    with torch.no_grad():
-        expected = rgb(faces.expand(-1, 3, -1, -1))
-        assert torch.allclose(gray(faces), expected, rtol=1e-3, atol=1e-3 * float(expected.std()))
+#: The ways in which a model becomes something else that must answer as it does.
+WAYS: dict[str, Callable[[ImprovedVGG19, Tensor], Callable[[Tensor], Tensor]]] = {
+    "itself": lambda model, x: model,
+    "deepcopy": lambda model, x: copy.deepcopy(model),
+    "pickle": lambda model, x: pickle.loads(pickle.dumps(model)),
+    "state_dict": lambda model, x: fill(model, assign=False),
+    "state_dict, assigned": lambda model, x: fill(model, assign=True),
+    "DataParallel": lambda model, x: replicate(model),
+    "export": export,
+    "trace": lambda model, x: torch.jit.trace(model, x[:2]),
+    "compile": lambda model, x: torch.compile(model, fullgraph=True, dynamic=True, backend="eager"),
+}
 
 
-def test_torchvision_trunk_is_indexed_alike_and_computes_alike(faces: Tensor) -> None:
-    vgg19_bn = pytest.importorskip("torchvision").models.vgg19_bn
-    torch.manual_seed(3)
-    with torch.device("meta"):  # its 120 million classifier weights are not wanted
-        trunk = vgg19_bn(weights=None).features
-    trunk.to_empty(device="cpu")
-    trunk.load_state_dict(lively(in_channels=3).features.state_dict())
-    trunk.eval()
-    rgb = lively(in_channels=3)
-    ours = rgb.features.state_dict()
-    assert {key: value.shape for key, value in trunk.state_dict().items()} == {
-        key: value.shape for key, value in ours.items()
-    }
-    state = trunk.state_dict(prefix="features.")
-    assert rgb.load_state_dict(state, strict=False).missing_keys == [
-        "classifier.weight",
-        "classifier.bias",
-    ]
-    colour = torch.randn(2, 3, 44, 44)
-    with torch.no_grad():
-        assert torch.allclose(rgb.forward_features(colour), trunk(colour), atol=1e-5)
-        gray = ImprovedVGG19().eval()
-        inner = trunk.state_dict()
-        inner["0.weight"] = inner["0.weight"].sum(1, keepdim=True)
-        gray.features.load_state_dict(inner)
-        assert torch.allclose(
-            gray.forward_features(faces), trunk(faces.expand(-1, 3, -1, -1)), atol=1e-4
-        )
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::FutureWarning")
+def test_the_same_answer(way: str, model: ImprovedVGG19, x: Tensor, logits: Tensor) -> None:
+    other = WAYS[way](model, x)
+    assert close(other(x), logits) and close(other(x[:1]), logits[:1])
+    if way in ("deepcopy", "pickle"):
+        assert isinstance(other, ImprovedVGG19) and other.categories == model.categories
+        other.temperature = 9.0
+        next(other.parameters()).data.zero_()
+        assert close(model(x), logits), "the copy shares the original's memory"
 
 
-def test_the_lines_in_the_docstring_work(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_dtypes(model: ImprovedVGG19, x: Tensor, logits: Tensor, dtype: torch.dtype) -> None:
+    found = copy.deepcopy(model).to(dtype)(x.to(dtype))
+    assert found.dtype == dtype
+    assert torch.allclose(found.float().softmax(1), logits.softmax(1), atol=0.02)
+
+
+def test_a_plain_number_fills_the_buffer() -> None:
+    model = ImprovedVGG19(width=0.1)
+    buffers = {name: getattr(model, name) for name in CALIBRATION}
+    model.mean, model.std, model.temperature = 0.25, 0.5, 2
+    assert [float(model.state_dict()[name]) for name in CALIBRATION] == [0.25, 0.5, 2]
+    assert all(getattr(model, name) is buffer for name, buffer in buffers.items())
+
+
+def test_a_change_of_mode_is_counted() -> None:
+    model = ImprovedVGG19(width=0.1)
+    for change in (model.train, model.eval, model.eval, nn.Sequential(model).train):
+        before = model.mode_changes
+        change()
+        assert model.mode_changes > before
+
+
+def test_public_checkpoints_load_and_leave_the_calibration(x: Tensor) -> None:
+    """VGG19's for FER2013, of 3 channels; PyTorch before 0.4.1 had no num_batches_tracked."""
+    whole = lively(ImprovedVGG19(in_channels=3), seed=2).state_dict()
+    state = {k: v for k, v in whole.items() if k not in CALIBRATION and "tracked" not in k}
+    given = dict(state)
+    rgb, gray = ImprovedVGG19(in_channels=3).eval(), ImprovedVGG19().eval()
+    for model in (rgb, gray):
+        model.mean, model.std, model.temperature = 0.0, 1.0, 2.0
+    assert str(rgb.load_state_dict(given)) == "<All keys matched successfully>"
+    assert given.keys() == state.keys(), "the caller's own dict was changed"
+    gray.load_state_dict({**state, "features.0.weight": state["features.0.weight"].sum(1, True)})
+    assert [float(gray.state_dict()[name]) for name in CALIBRATION] == [0, 1, 2]
+    assert close(gray(x), rgb(x.expand(-1, 3, -1, -1)))
+    for change in ({"features.1.running_var": None}, {"classifier.0.weight": x}):
+        wrong = {key: value for key, value in (state | change).items() if value is not None}
+        with pytest.raises(RuntimeError, match=next(iter(change))):
+            rgb.load_state_dict(wrong)
+
+
+def test_torchvisions_trunk_loads_as_the_docstring_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its lines run, but for the download, and then ours computes as torchvision's does."""
     torchvision = pytest.importorskip("torchvision")
-    build = torchvision.models.vgg19_bn
-
-    def offline(weights: str) -> nn.Module:
-        assert torchvision.models.get_model_weights("vgg19_bn")[weights]
-        with torch.device("meta"):
-            trunk: nn.Module = build(weights=None)
-        return trunk.to_empty(device="cpu")
-
-    monkeypatch.setattr(torchvision.models, "vgg19_bn", offline)
+    with torch.device("meta"):  # its 120 million classifier weights are not wanted
+        theirs = torchvision.models.vgg19_bn(weights=None).eval()
+    theirs.features.to_empty(device="cpu")
+    theirs.features.load_state_dict(lively(ImprovedVGG19(in_channels=3)).features.state_dict())
+    monkeypatch.setattr(torchvision.models, "vgg19_bn", lambda weights: theirs)
     names = {"torchvision": torchvision, "ImprovedVGG19": ImprovedVGG19}
     (test,) = doctest.DocTestFinder(recurse=False).find(
         ImprovedVGG19, "ImprovedVGG19", module=ferfacenet.model, extraglobs=names
     )
-    assert len(test.examples) == 3
-    output = io.StringIO()
-    result = doctest.DocTestRunner().run(test, out=output.write)
-    assert result.failed == 0, output.getvalue()
+    result = doctest.DocTestRunner().run(test, clear_globs=False)
+    assert (result.failed, result.attempted) == (0, 3)
+    gray = ImprovedVGG19().eval()
+    gray.features.load_state_dict(test.globs["trunk"])
+    x = torch.rand(2, 1, 44, 44)
+    expected = theirs.features(((x - MEAN) / STD).expand(-1, 3, -1, -1))
+    assert close(gray.forward_features(x), expected)
 
 
-def test_torchvisions_classifier_is_not_taken_for_ours() -> None:
-    state = {"classifier.0.weight": torch.zeros(4096, 25088)}
-    with pytest.raises(RuntimeError, match="Unexpected key"):
-        ImprovedVGG19().load_state_dict(state)
-
-
-# ------------------------------------------------------------------------------------- reuse
-
-
-def test_embeddings_as_timm_gives_them(model: ImprovedVGG19, faces: Tensor, logits: Tensor) -> None:
+def test_embeddings_as_timm_gives_them(model: ImprovedVGG19, x: Tensor) -> None:
     """timm's three ways to the same embedding: pre_logits, reset_classifier(0), pooling."""
-    with torch.no_grad():
-        features = model.forward_features(faces)
-        embedding = model.forward_head(features, pre_logits=True)
-        assert embedding.shape == (3, model.num_features) == (3, 512)
-        assert torch.equal(embedding, features.mean((2, 3)))
-        assert torch.equal(model.forward_head(features), logits)
-        headless = copy.deepcopy(model)
-        headless.reset_classifier(0)
-        assert torch.equal(headless(faces), embedding)
-        assert torch.equal(headless.forward_features(faces), features)
+    features = model.forward_features(x)
+    embedding = model.forward_head(features, pre_logits=True)
+    assert torch.equal(embedding, features.mean((2, 3)))
+    headless = copy.deepcopy(model)
+    headless.reset_classifier(0)
     assert (headless.num_classes, headless.categories) == (0, None)
-    assert not list(headless.classifier.parameters())
-    headless.reset_classifier(4)
-    assert headless(faces).shape == (3, 4)
+    assert torch.equal(headless(x), embedding)
+    headless.reset_classifier(7)
+    assert headless(x).shape == (3, 7) and headless.categories == FER2013_CATEGORIES
+    with pytest.raises(ValueError, match="num_classes"):
+        headless.reset_classifier(-1)
 
 
-@pytest.mark.parametrize("hidden", [None, 16])
-@pytest.mark.parametrize("training", [True, False])
-def test_reset_classifier(hidden: int | None, training: bool, faces: Tensor) -> None:
-    model = lively(hidden_features=hidden).train(training)
+@pytest.mark.parametrize(("hidden", "training"), [(None, True), (16, True), (16, False)])
+def test_reset_classifier(hidden: int | None, training: bool) -> None:
+    model = ImprovedVGG19(hidden_features=hidden, width=SMALL).to(torch.float64).train(training)
     model.temperature = 2.0
-    trunk = copy.deepcopy(model.features.state_dict())
-    old = model.classifier
     model.reset_classifier(3)
-    assert model.classifier is not old
-    assert (model.num_classes, model.categories, model.temperature) == (3, None, 1.0)
-    assert all(torch.equal(value, trunk[key]) for key, value in model.features.state_dict().items())
+    assert (model.num_classes, model.categories, float(model.temperature)) == (3, None, 1)
     assert {module.training for module in model.modules()} == {training}
-    assert all(p.requires_grad for p in model.classifier.parameters())
-    x = faces.repeat(2, 1, 1, 1)
-    loss = nn.functional.cross_entropy(model(x), torch.tensor([0, 1, 2] * 2))
-    loss.backward()
+    logits = model(faces(6).double())
+    nn.functional.cross_entropy(logits, torch.tensor([0, 1, 2] * 2)).backward()
     assert all(p.grad is not None and p.grad.any() for p in model.classifier.parameters())
-
-
-def test_reset_classifier_follows_dtype_and_device() -> None:
-    model = ImprovedVGG19().to("meta", torch.float16)
-    model.reset_classifier(3)
-    assert isinstance(model.classifier, nn.Linear)
-    assert model.classifier.weight.is_meta
-    assert model.classifier.weight.dtype == torch.float16
-
-
-def test_reset_classifier_refuses_a_negative_number(model: ImprovedVGG19) -> None:
-    head = model.classifier
-    with pytest.raises(ValueError, match="num_classes must be at least 0, got -1"):
-        model.reset_classifier(-1)
-    assert model.classifier is head
-
-
-def test_own_classes_are_saved_and_loaded(tmp_path: Path) -> None:
-    model = lively(hidden_features=8)
-    model.reset_classifier(3)
-    model.categories = ("calm", "tense", "tired")
-    x = torch.randn(2, 1, 48, 48)
-    save_pretrained(model, tmp_path, dtype=torch.float32)
-    loaded = load_pretrained(tmp_path)
-    assert loaded.categories == model.categories
-    assert torch.equal(predict_proba(loaded, x), predict_proba(model, x))
-
-
-# ------------------------------------------------------------------- export, compile, copies
-
-
-def test_state_dict_round_trips(
-    model: ImprovedVGG19, faces: Tensor, logits: Tensor, tmp_path: Path
-) -> None:
-    torch.save(model.state_dict(), tmp_path / "state.pt")
-    state = torch.load(tmp_path / "state.pt", weights_only=True)
-    for assign in (False, True):
-        other = ImprovedVGG19().eval()
-        other.load_state_dict(state, assign=assign)
-        with torch.no_grad():
-            assert torch.equal(other(faces), logits)
-    with pytest.raises(RuntimeError, match=r"features\.0\.weight"):
-        ImprovedVGG19(in_channels=3).load_state_dict(state)
-    del state["features.1.running_var"]
-    with pytest.raises(RuntimeError, match=r"features\.1\.running_var"):
-        ImprovedVGG19().load_state_dict(state)
-
-
-def same(other: ImprovedVGG19, model: ImprovedVGG19) -> bool:
-    names = ("categories", "mean", "std", "temperature", "num_classes", "training")
-    return all(getattr(other, name) == getattr(model, name) for name in names)
-
-
-@pytest.fixture
-def tuned(model: ImprovedVGG19) -> ImprovedVGG19:
-    """A copy whose attributes are none of the defaults."""
-    tuned = copy.deepcopy(model)
-    tuned.categories = tuple("abcdefg")
-    tuned.mean, tuned.std, tuned.temperature = 0.4, 0.3, 1.7
-    return tuned
-
-
-def test_deepcopy(tuned: ImprovedVGG19, faces: Tensor, logits: Tensor) -> None:
-    other = copy.deepcopy(tuned)
-    assert same(other, tuned)
-    with torch.no_grad():
-        assert torch.equal(other(faces), logits)
-        for parameter in other.parameters():
-            parameter.zero_()
-        assert torch.equal(tuned(faces), logits), "the copy shares the original's weights"
-
-
-def test_pickle(tuned: ImprovedVGG19, faces: Tensor, logits: Tensor) -> None:
-    other = pickle.loads(pickle.dumps(tuned))
-    assert same(other, tuned)
-    with torch.no_grad():
-        assert torch.equal(other(faces), logits)
-
-
-def in_worker(model: ImprovedVGG19, faces: np.ndarray) -> tuple[np.ndarray, object]:
-    """What a worker process makes of a model that was sent to it."""
-    torch.set_num_threads(1)
-    x = torch.from_numpy(faces)
-    return predict_proba(model, x, precision="float32").numpy(), model.categories
-
-
-def test_worker_processes(tuned: ImprovedVGG19) -> None:
-    """Under spawn, as on Windows and macOS: all a worker has comes out of the pickle."""
-    images = torch.randn(2, 1, 48, 48)
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        found, categories = pool.apply(in_worker, (tuned, images.numpy()))
-    expected = predict_proba(tuned, images, precision="float32").numpy()
-    assert np.allclose(found, expected, atol=1e-5)
-    assert categories == tuned.categories
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_other_dtypes(
-    tuned: ImprovedVGG19, faces: Tensor, logits: Tensor, dtype: torch.dtype
-) -> None:
-    expected = logits.softmax(1)
-    other = tuned.half() if dtype == torch.float16 else tuned.to(dtype)
-    assert {p.dtype for p in other.parameters()} == {dtype}
-    with torch.no_grad():
-        found = other(faces.to(dtype))
-    assert found.dtype == dtype
-    accuracy = {torch.float16: 0.01, torch.bfloat16: 0.05, torch.float64: 1e-5}[dtype]
-    assert torch.allclose(found.float().softmax(1), expected, atol=accuracy)
-    rows = predict_proba(other, torch.randn(2, 1, 48, 48), tta=None)
-    assert rows.dtype == torch.float32
-    assert torch.allclose(rows.sum(1), torch.ones(2))
-
-
-@pytest.mark.parametrize("device", ["meta", "cuda", "mps"])
-def test_other_devices(tuned: ImprovedVGG19, faces: Tensor, logits: Tensor, device: str) -> None:
-    if device == "cuda" and not torch.cuda.is_available():
-        pytest.skip("no CUDA device")
-    if device == "mps" and not torch.backends.mps.is_available():
-        pytest.skip("no MPS device")
-    other = tuned.to(device)
-    assert {t.device.type for t in other.state_dict().values()} == {device}
-    with torch.no_grad():
-        found = other(faces.to(device))
-    assert found.shape == (3, 7)
-    assert found.device.type == device
-    if device != "meta":
-        assert torch.allclose(found.cpu(), logits, atol=0.01)
-        rows = predict_proba(other, torch.randn(2, 1, 48, 48))
-        assert rows.device.type == "cpu"
-
-
-def test_channels_last(tuned: ImprovedVGG19, faces: Tensor, logits: Tensor) -> None:
-    tuned.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    with torch.no_grad():
-        found = tuned(faces.to(memory_format=torch.channels_last))
-    assert torch.allclose(found, logits, atol=1e-4)
-
-
-def test_torch_export(model: ImprovedVGG19, faces: Tensor, logits: Tensor, tmp_path: Path) -> None:
-    """With a dynamic batch, and through a file into another process that has torch only."""
-    batch = torch.export.Dim("batch", min=1, max=512)
-    program = torch.export.export(model, (faces[:2],), dynamic_shapes={"x": {0: batch}})
-    with torch.no_grad():
-        for count in (1, 3):
-            found = program.module()(faces[:count])
-            assert torch.allclose(found, logits[:count], atol=1e-4)
-    torch.export.save(program, tmp_path / "program.pt2")
-    np.save(tmp_path / "faces.npy", faces.numpy())
-    script = (
-        "import numpy as np, torch\n"
-        "run = torch.export.load('program.pt2').module()\n"
-        "np.save('logits.npy', run(torch.from_numpy(np.load('faces.npy'))).detach().numpy())\n"
-    )
-    subprocess.run([sys.executable, "-I", "-c", script], cwd=tmp_path, check=True)
-    assert np.allclose(np.load(tmp_path / "logits.npy"), logits.numpy(), atol=1e-4)
-
-
-def _cannot_compile() -> str:
-    """Why torch.compile cannot build for the CPU here; empty if it can."""
-    if not any(map(shutil.which, ("g++", "clang++", "c++"))):
-        return "torch.compile needs a C++ compiler"
-    if not Path(sysconfig.get_paths()["include"], "Python.h").is_file():
-        return "torch.compile needs Python's headers"
-    return ""
-
-
-@pytest.mark.skipif(bool(_cannot_compile()), reason=_cannot_compile())
-def test_torch_compile(
-    model: ImprovedVGG19,
-    faces: Tensor,
-    logits: Tensor,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Built by the default backend, once for all batch sizes."""
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
-    torch.compiler.reset()
-    compiled = torch.compile(model, fullgraph=True)
-    x = faces.clone()
-    torch._dynamo.mark_dynamic(x, 0)  # or the second batch size would compile once more
-    with torch.no_grad():
-        assert torch.allclose(compiled(x), logits, atol=1e-4)
-        with torch.compiler.set_stance("fail_on_recompile"):
-            assert torch.allclose(compiled(faces[:2]), logits[:2], atol=1e-4)
-    torch.compiler.reset()
-
-
-def test_training_is_one_graph() -> None:
-    """Traced only, not built: the C++ of the backward pass would take a minute."""
-    torch.compiler.reset()
-    model = lively(dropout=0.0).train()
-    expected = copy.deepcopy(model)
-    compiled = torch.compile(model, fullgraph=True, backend="eager")
-    x = torch.randn(4, 1, 32, 32)
-    compiled(x).square().sum().backward()
-    expected(x).square().sum().backward()
-    for found, wanted in zip(model.parameters(), expected.parameters(), strict=True):
-        assert found.grad is not None
-        assert wanted.grad is not None
-        assert torch.allclose(found.grad, wanted.grad, rtol=1e-3, atol=1e-4)
-    torch.compiler.reset()

@@ -4,52 +4,40 @@
   python tools/ckplus_kfold.py --resume runs/subject
   python tools/ckplus_kfold.py --data CK+48 --protocol all --init fer2013 --out runs/ckplus
 
---protocol random   folds over frames, stratified by label: the paper's. Neighbouring frames of
-                    one sequence fall on both sides, so it does not say how well the network
-                    reads a person it has not seen.
+--protocol random   folds over frames, stratified by label: the paper's (V-C). Neighbouring
+                    frames of one sequence fall on both sides, so it does not say how well the
+                    network reads a person it has not seen.
 --protocol subject  folds over persons, stratified as far as that allows: nobody is on both sides.
 --protocol all      no folds: trains on every frame, for the weights that ship.
 
-Every fold is trained for the same fixed number of epochs and tested once, by ten crops, at the
-end; its test images choose nothing. The folder --out gets config.json, folds.csv (which --folds
-reads back in), metrics.jsonl, checkpoint.safetensors, predictions.csv, and at the end
-result.json, confusion.csv and confusion.png; or, with --protocol all, weights/.
+Every fold is trained for the same fixed number of epochs and tested once, at the end; its test
+images choose nothing. The folder --out gets config.json, metrics.jsonl, checkpoint.safetensors,
+and at the end predictions.csv (by ten crops, with each frame's fold), result.json, confusion.png
+and reliability.png; or, with --protocol all, weights/.
 """
 
 from __future__ import annotations
 
-import argparse
-import csv
 import dataclasses
-import io
 import json
-import shlex
-import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import evaluate
 import numpy as np
 import numpy.typing as npt
 import torch
-from ckplus import CATEGORIES, Frames, load
-from engine import (
-    Settings,
-    Trainer,
-    load_init,
-    parse_run,
-    resume_from,
-    save_checkpoint,
-    stop_cleanly,
-)
-from evaluate import calibrated, crop_logits, cross_fitted_ece, fit_temperature, prepare, quoted
-from scores import per_class, save_confusion
+from _checkpoint import load_checkpoint, save_checkpoint, save_config, stoppable
+from _ckplus import CATEGORIES, Frames, load
+from _fer2013 import Faces
+from _settings import Settings, load_init, name_of, parse_run
+from _trainer import Trainer, progress
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from ferfacenet import ImprovedVGG19, save_pretrained
-from ferfacenet.hub import write_atomically
+from ferfacenet.weights import write_atomically
 
 
 @dataclass(frozen=True)
@@ -57,7 +45,7 @@ class Config(Settings):
     """Every setting of a run."""
 
     data: str = ""  # the folder CK+48
-    protocol: str = "random"  # random, subject or all
+    protocol: Literal["random", "subject", "all"] = "random"
     init: str = "scratch"  # or fer2013, or another name, folder or Hub id of weights
     n_folds: int = 10
     result: str = ""  # result.json of folds, whose temperature and figures go with the weights
@@ -69,24 +57,12 @@ RECIPES: dict[str, dict[str, Any]] = {
     "paper": {},
     "release": {
         "label_smoothing": 0.1,
-        "batch_size": 32,
-        "schedule": "cosine",
-        "warmup": 0.1,
-        "nesterov": True,
-        "decay_all": False,
-        "clip_value": 0.0,
-        "clip_norm": 1.0,
-        "ema": 0.99,
-        "crop": False,
-        "rotate": 10.0,
-        "scale": 0.1,
-        "shift": 0.06,
-        "brightness": 0.1,
+        "batch_size": 32, "schedule": "cosine", "warmup": 0.1,
+        "nesterov": True, "decay_all": False, "clip_value": 0.0, "clip_norm": 1.0, "ema": 0.99,
+        "crop": False, "rotate": 10.0, "scale": 0.1, "shift": 0.06, "brightness": 0.1,
         "contrast": 0.2,
     },
-}
-
-CENTRE = 4  # of the ten crops
+}  # fmt: skip
 
 DATASET_LICENSE = (
     "CK+ (Lucey et al., 2010) is given out for research under an agreement that forbids passing "
@@ -94,132 +70,73 @@ DATASET_LICENSE = (
 )
 
 
-def make_folds(frames: Frames, protocol: str, count: int, seed: int) -> npt.NDArray[np.int64]:
-    """The fold, 0 to ``count`` - 1, that tests each frame, (N,)."""
-    if protocol == "all":
-        return np.full(len(frames.names), -1)
-    by_subject = protocol == "subject"
-    kind = StratifiedGroupKFold if by_subject else StratifiedKFold
-    splitter = kind(count, shuffle=True, random_state=seed)
-    groups = frames.subjects if by_subject else None
+def parse(arguments: list[str] | None) -> tuple[Config, Path]:
+    """The resolved config and the run's folder."""
+    config, out = parse_run(__doc__, arguments, Config, RECIPES, paths=("data", "result"))
+    if config.result and (config.protocol != "all" or not Path(config.result).is_file()):
+        raise SystemExit("--result takes the result.json of folds, and is for --protocol all")
+    return config, out
+
+
+def make_folds(frames: Frames, config: Config) -> npt.NDArray[np.int64]:
+    """The fold, from 0, that tests each frame, (N,); -1 where there are none."""
     folds = np.full(len(frames.names), -1)
+    if config.protocol == "all":
+        return folds
+    kind, groups = StratifiedKFold, None
+    if config.protocol == "subject":
+        kind, groups = StratifiedGroupKFold, frames.subjects
     try:
+        splitter = kind(config.n_folds, shuffle=True, random_state=config.seed)
         for fold, (_, test) in enumerate(splitter.split(frames.names, frames.labels, groups)):
             folds[test] = fold
     except ValueError as error:
-        raise SystemExit(f"--n-folds {count}: {error}") from error
-    return folds
-
-
-def write_folds(path: Path, frames: Frames, folds: npt.NDArray[np.int64]) -> None:
-    rows = [f"{name},{fold + 1}" for name, fold in zip(frames.names, folds, strict=True)]
-    write_atomically(path, "\n".join(["file,fold", *rows, ""]).encode())
-
-
-def read_folds(path: Path, frames: Frames, protocol: str, count: int) -> npt.NDArray[np.int64]:
-    """The folds that ``write_folds`` wrote, held against the frames and the protocol."""
-    try:
-        with path.open(newline="") as file:
-            rows = list(csv.DictReader(file))
-        found = {row["file"]: int(row["fold"]) - 1 for row in rows}
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        raise SystemExit(f"{path} is no list of folds with columns file,fold: {error}") from error
-    if len(found) != len(rows):
-        raise SystemExit(f"{path} names a file twice")
-    if found.keys() != set(frames.names):
-        odd = sorted(found.keys() ^ set(frames.names))
-        raise SystemExit(f"{path} and the data differ in {len(odd)} files, the first {odd[0]}")
-    folds = np.array([found[name] for name in frames.names])
-    if set(folds) != set(range(count)):
-        raise SystemExit(f"{path} does not hold the folds 1 to {count}: --n-folds says how many")
-    if protocol == "subject":
-        for subject in np.unique(frames.subjects):
-            if len(set(folds[frames.subjects == subject])) > 1:
-                raise SystemExit(f"{path} puts {subject} into several folds: --protocol random")
+        raise SystemExit(f"--n-folds {config.n_folds}: {error}") from error
     return folds
 
 
 def build(config: Config) -> ImprovedVGG19:
-    """A network for CK+'s seven labels, fresh or from other weights.
-
-    The rows of the classifier whose label the weights know too are kept; the others start anew.
-    """
+    """A network for CK+'s seven labels, fresh or from other weights, of whose classifier the rows
+    of labels that both know are kept."""
     if config.init == "scratch":
-        model = ImprovedVGG19(
-            num_classes=len(CATEGORIES),
-            dropout=config.dropout,
-            pool="avg" if config.pool == "avg" else "max",
-            hidden_features=config.hidden_features or None,
-            width=config.width,
-        )
+        model = config.network()
     else:
         model = load_init(config.init)
         old, known = model.classifier, model.categories or ()
         model.dropout = nn.Dropout(config.dropout)
         model.reset_classifier(len(CATEGORIES))
-        new = model.classifier
-        if isinstance(old, nn.Linear) and isinstance(new, nn.Linear):
+        if isinstance(old, nn.Linear):
+            rows = [row for row, label in enumerate(CATEGORIES) if label in known]
+            same = [known.index(CATEGORIES[row]) for row in rows]
             with torch.no_grad():
-                for row, label in enumerate(CATEGORIES):
-                    if label in known:
-                        new.weight[row] = old.weight[known.index(label)]
-                        new.bias[row] = old.bias[known.index(label)]
+                for new, kept in zip(model.classifier.parameters(), old.parameters(), strict=True):
+                    new[rows] = kept[same]
     model.categories = CATEGORIES
     return model
 
 
-def predictions_csv(rows: list[dict[str, Any]]) -> bytes:
-    text = io.StringIO()
-    writer = csv.DictWriter(
-        text, ["file", "fold", "true", "predicted", *CATEGORIES], lineterminator="\n"
-    )
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue().encode()
-
-
-def indices(rows: list[dict[str, Any]]) -> tuple[list[int], list[int]]:
-    """True and predicted labels of ``rows``, as numbers into ``CATEGORIES``."""
-    true, predicted = (
-        [CATEGORIES.index(row[key]) for row in rows] for key in ("true", "predicted")
-    )
-    return true, predicted
-
-
 def summarise(
-    rows: list[dict[str, Any]], logits: Tensor, config: Config, command: str
+    model: ImprovedVGG19, config: Config, part: Faces, logits: Tensor, out: Path
 ) -> dict[str, Any]:
-    """All figures of the tested images, with the keys that tools/evaluate.py gives them.
-
-    ``accuracy`` is that of all folds pooled. ``temperature`` is fitted on the pooled ``logits``
-    (N, 10, 7), each of a network that did not see the image; ``ece`` is the calibration error
-    of each half of the images at the temperature of the other half.
-    """
-    true, predicted = indices(rows)
-    labels = torch.tensor(true)
-    right = np.equal(true, predicted)
-    fold = np.array([row["fold"] for row in rows])
-    by_fold = [float(right[fold == number].mean()) for number in sorted(set(fold))]
-    centre = logits[:, CENTRE].argmax(1) == labels
-    return (
-        {
-            "split": f"{len(by_fold)} folds by {config.protocol}, pooled",
-            "init": config.init,
-            "epochs": config.epochs,
-            "images": len(rows),
-            "temperature": round(fit_temperature(logits, labels), 4),
-            "accuracy": {"ten_crop": float(right.mean()), "single": float(centre.double().mean())},
-            "accuracy_fold_mean": float(np.mean(by_fold)),
-            "accuracy_fold_sd": float(np.std(by_fold, ddof=1)),
-            "accuracy_by_fold": by_fold,
-            "ece": {
-                "ten_crop": cross_fitted_ece(logits, labels),
-                "single": cross_fitted_ece(logits[:, CENTRE : CENTRE + 1], labels),
-            },
-        }
-        | per_class(true, predicted, CATEGORIES)
-        | {"command": command}
-    )
+    """All figures of the tested images, ``part``, whose splits are the folds, by the ``logits``
+    (N, 10, 7) of networks that did not see them; ``accuracy_by_fold`` is of ten crops (IV-C)."""
+    labels, default = torch.from_numpy(part.labels), logits[:, evaluate.VIEWS["flip"]]
+    model.temperature.fill_(evaluate.fit_temperature(default, labels))
+    found = evaluate.evaluate(part, np.ones(len(part), bool), model, logits)
+    right = (evaluate.average(logits, 1.0).argmax(1) == labels).numpy()
+    by_fold = [float(right[part.splits == fold].mean()) for fold in range(config.n_folds)]
+    result = {
+        "split": f"{config.n_folds} folds by {config.protocol}, pooled",
+        "init": name_of(config.init),
+        "epochs": config.epochs,
+        **{name: value for name, value in found.items() if "deduplicated" not in name},
+        "ece_cross_fitted": evaluate.cross_fitted_ece(default, labels),
+        "accuracy_fold_mean": float(np.mean(by_fold)),
+        "accuracy_fold_sd": float(np.std(by_fold, ddof=1)),
+        "accuracy_by_fold": by_fold,
+    }
+    evaluate.draw(result, part, logits, out)
+    return result
 
 
 def save_weights(model: ImprovedVGG19, config: Config, folder: Path, images: int) -> None:
@@ -227,147 +144,78 @@ def save_weights(model: ImprovedVGG19, config: Config, folder: Path, images: int
     metrics, selected = {}, "The weights after the last epoch; no epoch was picked."
     if config.result:
         result = json.loads(Path(config.result).read_text())
-        model.temperature = result["temperature"]
-        metrics = quoted(result)
+        model.temperature.fill_(result["temperature"])
+        metrics = {
+            f"{result['split']} {views} accuracy": round(value, 5)
+            for views, value in result["accuracy"].items()
+        }
         selected += (
             f" The figures are those of {result['split']}: of networks trained in the same way, "
             "each tested on the part of the frames that it had not seen. The temperature was "
             "fitted on the same predictions."
         )
+    source = f"{config.epochs} epochs, from {name_of(config.init)}"
     save_pretrained(
-        model,
-        folder,
-        metrics=metrics,
-        trained_on=f"All {images} frames of CK+48, {config.epochs} epochs, from {config.init}.",
-        selected_on=selected,
-        dataset_license=DATASET_LICENSE,
-    )
+        model, folder, metrics=metrics, dataset_license=DATASET_LICENSE,
+        trained_on=f"All {images} frames of CK+48, {source}.", selected_on=selected,
+    )  # fmt: skip
     print(f"The weights are in {folder}")
 
 
-def parse(arguments: list[str] | None) -> tuple[Config, Path, Path | None, bool]:
-    """The resolved config, the run's folder, the list of folds, and whether it is resumed."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--folds", type=Path, metavar="CSV", help="folds.csv of another run")
-    config, out, resumed, besides = parse_run(
-        parser, arguments, Config, RECIPES,
-        choices={"protocol": ("random", "subject", "all")},
-        paths=("data", "result"),
-    )  # fmt: skip
-    if resumed:
-        folds = out / "folds.csv"
-        return config, out, folds if folds.exists() else None, True
-    folds = besides["folds"]
-    if folds and config.protocol == "all":
-        parser.error("--protocol all has no folds")
-    if config.result and (config.protocol != "all" or not Path(config.result).is_file()):
-        parser.error("--result takes the result.json of folds, and is for --protocol all")
-    return config, out, folds, False
-
-
 def main(arguments: list[str] | None = None) -> None:
-    config, out, folds_file, resumed = parse(arguments)
-    command = shlex.join(["python", "tools/ckplus_kfold.py", *(arguments or sys.argv[1:])])
+    config, out = parse(arguments)
     device = config.device_of()
-    stop_cleanly()
     frames = load(config.data)
-    all_frames = config.protocol == "all"
-    if folds_file and not all_frames:
-        folds = read_folds(folds_file, frames, config.protocol, config.n_folds)
-    else:
-        folds = make_folds(frames, config.protocol, config.n_folds, config.seed)
     fingerprint = frames.fingerprint()
-    rows: list[dict[str, Any]] = []
-    history: list[dict[str, Any]] = []
-    checkpoint = out / "checkpoint.safetensors"
-    again = f"python tools/ckplus_kfold.py --resume {out}"
-    tensors, begin = None, 0
-    logits = torch.empty(0, 10, len(CATEGORIES))  # of the ten crops of each of rows
-    if resumed and checkpoint.exists():
-        tensors, state = resume_from(checkpoint, fingerprint, config.data)
-        rows, history, begin, command = (
-            state[key] for key in ("rows", "history", "fold", "command")
-        )
-        logits = tensors["logits"]
-    else:
-        out.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(dataclasses.asdict(config), indent=2)
-        write_atomically(out / "config.json", text.encode())
-        write_folds(out / "folds.csv", frames, folds)
+    tensors, state = load_checkpoint(out, fingerprint, config.data)
+    if not state:
+        state = {
+            "fingerprint": fingerprint, "history": [], "fold": 0,
+            "folds": make_folds(frames, config).tolist(),
+            "command": evaluate.record_command("ckplus_kfold.py", arguments),
+        }  # fmt: skip
+    history, folds = state["history"], np.array(state["folds"])
+    save_config(out, config)
 
-    count = 1 if all_frames else config.n_folds
-    sizes = [int((folds != fold).sum()) // config.batch_size for fold in range(count)]
-    done = sum(sizes[line["fold"] - 1] for line in history)
-    bar = tqdm(
-        total=sum(sizes) * config.epochs * config.batch_size, initial=done * config.batch_size,
-        unit="img", unit_scale=True, mininterval=0.5 if sys.stderr.isatty() else 60,
-    )  # fmt: skip
-    finished = 0
-    try:
-        for fold in range(begin, count):
-            training = folds != fold
-            torch.manual_seed(config.seed * 1_000 + fold)
+    count = max(1, folds.max() + 1)
+    batch = config.batch_size
+    images = [(folds != fold).sum() // batch * batch for fold in range(count)]
+    done = sum(images[line["fold"] - 1] for line in history)
+    logits = tensors.get("logits", torch.empty(0, 10, len(CATEGORIES)))
+    again = f"python tools/ckplus_kfold.py --resume {out}"
+    with stoppable(again), progress(sum(images) * config.epochs, done) as bar:
+        for fold in range(state["fold"], count):
+            state["fold"], training = fold, folds != fold
             settings = dataclasses.replace(config, seed=config.seed * 1_000 + fold)
+            torch.manual_seed(settings.seed)
             trainer = Trainer(
                 build(config), settings,
                 torch.tensor(frames.images[training], device=device),
                 torch.tensor(frames.labels[training], device=device),
             )  # fmt: skip
-            finished = sum(line["fold"] == fold + 1 for line in history)
-            if finished and tensors is not None:
+            if tensors:
                 trainer.load(tensors)
-            for epoch in range(finished, config.epochs):
+                tensors = {}
+            for epoch in range(sum(line["fold"] == fold + 1 for line in history), config.epochs):
                 bar.set_description(f"fold {fold + 1}/{count}")
-                line = trainer.train_epoch(
-                    epoch, bar, f"start again with a lower --lr than {config.lr}"
-                )
-                history.append({"fold": fold + 1} | line)
-                finished = epoch + 1
-                state = {
-                    "fingerprint": fingerprint, "rows": rows, "history": history, "fold": fold,
-                    "command": command,
-                }  # fmt: skip
-                saved = trainer.tensors() | {"logits": logits}
-                save_checkpoint(checkpoint, saved, state, again)
-                lines = "".join(json.dumps(item) + "\n" for item in history)
-                write_atomically(out / "metrics.jsonl", lines.encode())
-            assert isinstance(trainer.average, ImprovedVGG19)
+                history.append({"fold": fold + 1} | trainer.train_epoch(epoch, bar))
+                save_checkpoint(out, trainer.tensors() | {"logits": logits}, state)
             model = trainer.average.eval()
-            if all_frames:
-                break
-            tested = np.flatnonzero(~training)
-            new = crop_logits(model, prepare(model, frames.images[tested]))
-            logits = torch.cat((logits, new))
-            for index, found in zip(tested, calibrated(new, 1.0).numpy(), strict=True):
-                rows.append(
-                    {
-                        "file": frames.names[index],
-                        "fold": fold + 1,
-                        "true": CATEGORIES[frames.labels[index]],
-                        "predicted": CATEGORIES[found.argmax()],
-                    }
-                    | {name: round(float(p), 5) for name, p in zip(CATEGORIES, found, strict=True)}
-                )
-            write_atomically(out / "predictions.csv", predictions_csv(rows))
-            right = [row["true"] == row["predicted"] for row in rows]
-            here = [row["true"] == row["predicted"] for row in rows if row["fold"] == fold + 1]
-            bar.write(f"fold {fold + 1}: {sum(here)} of {len(here)}; so far {np.mean(right):.2%}")
-    except KeyboardInterrupt:
-        bar.close()
-        print(
-            f"Stopped in fold {fold + 1} of {count} after {finished} whole epochs. "
-            f"Go on with:\n  {again}",
-            file=sys.stderr,
-        )
-        sys.exit(130)
-    bar.close()
-    if all_frames:
+            if config.protocol != "all":
+                logits = torch.cat((logits, evaluate.crop_logits(model, frames.images[~training])))
+    if config.protocol == "all":
         save_weights(model, config, out / "weights", len(frames.names))
         return
-    result = summarise(rows, logits, config, command)
-    save_confusion(*indices(rows), CATEGORIES, out)
+
+    order = np.argsort(folds, kind="stable")
+    part = Faces(frames.images[order], frames.labels[order], folds[order], order)
+    rows = [["file", "fold", "true", "predicted", *CATEGORIES]]
+    for index, chances in zip(order, evaluate.average(logits, 1.0).tolist(), strict=True):
+        true, found = frames.labels[index], np.argmax(chances)
+        row = [frames.names[index], str(folds[index] + 1), CATEGORIES[true], CATEGORIES[found]]
+        rows.append(row + [f"{chance:.5f}" for chance in chances])
+    write_atomically(out / "predictions.csv", "".join(",".join(r) + "\n" for r in rows).encode())
+    result = summarise(model, config, part, logits, out) | {"command": state["command"]}
     text = json.dumps(result, indent=2)
     write_atomically(out / "result.json", (text + "\n").encode())
     print(text)

@@ -2,18 +2,18 @@
 
   python tools/evaluate.py --data fer2013.csv --weights fer2013 --out runs/eval
 
-writes evaluation.json, confusion.csv, confusion.png and reliability.png into --out. With
---fit-temperature the temperature is fitted on the split first, and with --store it and the
-figures are written into the config.json of --weights, which must then be a folder. With
---holdout 0.05 the images that tools/train.py --holdout 0.05 keeps out are a split of their own.
-With --against runs/release/weights-float32 the decisions of two weights are compared.
+writes evaluation.json, confusion.png and reliability.png into --out. With --fit-temperature the
+temperature is fitted on the split first. With --holdout 0.05 the images that tools/train.py
+--holdout 0.05 keeps out are a split of their own. With --against runs/release/weights-float32 the
+images are counted on which the decisions of two weights differ. tools/release.py does all this
+for weights that are to be bundled.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -22,59 +22,65 @@ from typing import Any, get_args
 import numpy as np
 import numpy.typing as npt
 import torch
-from fer2013 import SPLITS, Faces, hold_out, load
-from figures import plot_reliability
+from _fer2013 import SPLITS, Faces, hold_out, load
+from _figures import plot_confusion, plot_reliability
+from _scores import per_class
 from scipy.optimize import minimize_scalar
-from scores import per_class, save_confusion
 from torch import Tensor
 from tqdm import tqdm
 
 from ferfacenet import ImprovedVGG19, load_pretrained, predict_proba
-from ferfacenet.fast import Precision
-from ferfacenet.hub import CONFIG_FILE, WeightsConfig, write_atomically
-from ferfacenet.inference import TTA
-from ferfacenet.transforms import normalise, ten_crop
+from ferfacenet.fast import Precision, fast_forward
+from ferfacenet.transforms import TTA, ten_crop
+from ferfacenet.weights import write_atomically
 
 BINS = 15
-#: Each ``tta`` mode, by its name in a result.
-TTAS: dict[str, TTA | None] = {"ten_crop": "ten_crop", "flip": "flip", "single": None}
-
-
-def prepare(model: ImprovedVGG19, images: npt.NDArray[np.uint8]) -> Tensor:
-    """(N, 48, 48) uint8 to what ``preprocess`` makes of each, (N, 1, 48, 48) float32."""
-    return normalise(torch.tensor(images)[:, None].float() / 255, model.mean, model.std)
+#: What each ``tta`` averages of the ten crops, of which 4 and 9 are the centre and its mirror.
+VIEWS = {"flip": [4, 9], "ten_crop": [*range(10)], "none": [4]}
 
 
 def predict(
-    model: ImprovedVGG19, x: Tensor, tta: TTA | None, label: str, precision: Precision = "auto"
+    model: ImprovedVGG19,
+    images: npt.NDArray[np.uint8],
+    tta: TTA | None,
+    title: str,
+    precision: Precision = "auto",
 ) -> Tensor:
-    """``predict_proba`` in parts, with a progress bar."""
-    parts = tqdm(x.split(256), desc=label, leave=False, disable=not sys.stderr.isatty())
+    """``predict_proba`` of (N, 48, 48) faces, with a progress bar: (N, C)."""
+    x = torch.tensor(images)[:, None] / 255
+    parts = tqdm(x.split(256), desc=title, leave=False, disable=not sys.stderr.isatty())
     return torch.cat([predict_proba(model, part, tta=tta, precision=precision) for part in parts])
 
 
 @torch.no_grad()
-def crop_logits(model: ImprovedVGG19, x: Tensor) -> Tensor:
-    """Logits of each crop, (N, 10, C), before any temperature."""
-    model.eval()
-    device = next(model.parameters()).device
+def crop_logits(
+    model: ImprovedVGG19,
+    images: npt.NDArray[np.uint8],
+    title: str = "crops",
+    precision: Precision = "auto",
+) -> Tensor:
+    """The logits of the ten crops of (N, 48, 48) faces, (N, 10, C), as ``predict_proba`` has them
+    but for the temperature."""
+    forward = fast_forward(model.eval(), precision) or model
     parts = []
-    for part in tqdm(x.split(64), desc="logits", leave=False, disable=not sys.stderr.isatty()):
-        crops = ten_crop(part).flatten(0, 1).to(device, memory_format=torch.channels_last)
-        parts.append(model(crops).float().cpu().unflatten(0, (10, -1)).transpose(0, 1))
+    x = (torch.tensor(images)[:, None] / 255).split(64)
+    for part in tqdm(x, desc=title, leave=False, disable=not sys.stderr.isatty()):
+        crops = ten_crop(part)
+        logits = forward(crops.flatten(0, 1).to(model.mean.device)) * model.temperature
+        parts.append(logits.float().cpu().unflatten(0, crops.shape[:2]).transpose(0, 1))
     return torch.cat(parts)
 
 
-def calibrated(logits: Tensor, temperature: float) -> Tensor:
-    """What ``predict_proba`` makes of the logits of ten crops, (N, 10, C) to (N, C)."""
+def average(logits: Tensor, temperature: float) -> Tensor:
+    """What ``predict_proba`` makes of the logits of some views, (N, V, C) to (N, C)."""
     return (logits / temperature).softmax(-1).mean(1)
 
 
 def fit_temperature(logits: Tensor, labels: Tensor) -> float:
-    """The temperature at which the ten-crop probabilities have the least log loss."""
+    """The temperature at which the views' mean probabilities have the least log loss."""
 
     def loss(exponent: float) -> float:
-        chosen = calibrated(logits.double(), float(np.exp(exponent)))[range(len(labels)), labels]
+        chosen = average(logits.double(), float(np.exp(exponent)))[range(len(labels)), labels]
         return float(-chosen.clamp_min(1e-12).log().mean())
 
     return float(np.exp(minimize_scalar(loss, bounds=(-2, 2), method="bounded").x))
@@ -101,137 +107,112 @@ def cross_fitted_ece(logits: Tensor, labels: Tensor) -> float:
     halves = torch.arange(len(labels)) % 2 == 0
     probabilities = logits.new_empty(logits.shape[0], logits.shape[2])
     for mask in (halves, ~halves):
-        temperature = fit_temperature(logits[~mask], labels[~mask])
-        probabilities[mask] = calibrated(logits[mask], temperature)
+        probabilities[mask] = average(logits[mask], fit_temperature(logits[~mask], labels[~mask]))
     return calibration(probabilities.double().numpy(), labels.numpy())[0]
 
 
-def new_pixels(part: Faces, training: Faces) -> npt.NDArray[np.bool_]:
-    """Which images of ``part`` do not occur, byte for byte, among ``training``."""
-    known = set(training.hashes())
-    return np.array([digest not in known for digest in part.hashes()])
-
-
-def choose(faces: Faces, split: str, holdout: float) -> tuple[Faces, npt.NDArray[np.bool_]]:
-    """The images to measure on, and which of them do not occur in what was trained on."""
+def choose(faces: Faces, split: str, holdout: float = 0.0) -> tuple[Faces, npt.NDArray[np.bool_]]:
+    """The images to measure on, and which of them do not occur, byte for byte, in Training."""
     if holdout:  # has no twin in the rest of Training
         part = hold_out(faces.split("Training"), holdout)[1]
         return part, np.ones(len(part), bool)
     part = faces.split(split)
-    if split == "Training" or not (faces.splits == SPLITS.index("Training")).any():
-        return part, np.ones(len(part), bool)
-    return part, new_pixels(part, faces.split("Training"))
+    training = faces.where(faces.splits == SPLITS.index("Training"))
+    known = set(training.hashes()) if split != "Training" else set()
+    return part, np.array([digest not in known for digest in part.hashes()])
 
 
 def evaluate(
-    model: ImprovedVGG19,
-    part: Faces,
-    fresh: npt.NDArray[np.bool_],
-    split: str,
-    precision: Precision = "auto",
-) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """All figures of one split, with and without those images that are not ``fresh``, and the
-    (N, C) probabilities by the names of ``TTAS``."""
-    x = prepare(model, part.images)
+    part: Faces, fresh: npt.NDArray[np.bool_], model: ImprovedVGG19, logits: Tensor
+) -> dict[str, Any]:
+    """All figures of a split: by each way to take views, with and without the images that are not
+    ``fresh``; confusion and classes by the default way. ``logits`` are those of the ten crops."""
     names = list(model.categories or map(str, range(model.num_classes)))
-    result: dict[str, Any] = {
-        "split": split,
+    temperature = round(model.temperature.item(), 4)
+    answers = {name: average(logits[:, which], temperature) for name, which in VIEWS.items()}
+    right = {name: found.argmax(1).numpy() == part.labels for name, found in answers.items()}
+    predicted = answers["flip"].argmax(1).numpy()
+    confusion = np.zeros((len(names), len(names)), int)
+    np.add.at(confusion, (part.labels, predicted), 1)
+    return {
         "images": len(part),
         "images_deduplicated": int(fresh.sum()),
-        "temperature": model.temperature,
-        "accuracy": {},
-        "accuracy_deduplicated": {},
-        "ece": {},
-    }
-    answers = {name: predict(model, x, tta, name, precision) for name, tta in TTAS.items()}
-    for name, found in answers.items():
-        right = found.argmax(1).numpy() == part.labels
-        result["accuracy"][name] = float(right.mean())
-        result["accuracy_deduplicated"][name] = float(right[fresh].mean())
-        result["ece"][name] = calibration(found.double().numpy(), part.labels)[0]
-    predicted = answers["ten_crop"].argmax(1).tolist()
-    result |= per_class(part.labels.tolist(), predicted, names)
-    return result, answers
-
-
-def quoted(result: dict[str, Any]) -> dict[str, float]:
-    """A result's accuracies, as the weights' config.json names them."""
-    return {
-        f"{result['split']} {name} accuracy": round(value, 5)
-        for name, value in result["accuracy"].items()
+        "temperature": temperature,
+        "accuracy": {name: float(of.mean()) for name, of in right.items()},
+        "accuracy_deduplicated": {name: float(of[fresh].mean()) for name, of in right.items()},
+        "ece": {
+            name: calibration(found.double().numpy(), part.labels)[0]
+            for name, found in answers.items()
+        },
+        **per_class(part.labels.tolist(), predicted.tolist(), names),
+        "confusion": confusion.tolist(),
     }
 
 
-def store(folder: Path, model: ImprovedVGG19, result: dict[str, Any]) -> None:
-    """Put the temperature and the figures into a weights folder's config.json."""
-    config = WeightsConfig.from_json((folder / CONFIG_FILE).read_bytes())
-    config = dataclasses.replace(
-        config, temperature=model.temperature, metrics=config.metrics | quoted(result)
+def draw(result: dict[str, Any], part: Faces, logits: Tensor, folder: Path) -> None:
+    """Write confusion.png and reliability.png of what ``evaluate`` found."""
+    plot_confusion(
+        np.array(result["confusion"]), list(result["per_class"]), folder / "confusion.png"
     )
-    write_atomically(folder / CONFIG_FILE, config.to_json())
+    found = average(logits[:, VIEWS["flip"]], result["temperature"])
+    error, bins = calibration(found.double().numpy(), part.labels)
+    title = f"{result['split']}, centre and mirror: calibration error {error:.3f}"
+    plot_reliability(bins, title, folder / "reliability.png")
+
+
+def count_differences(one: Tensor, other: Tensor) -> dict[str, int]:
+    """On how many images two networks' (N, 10, C) logits decide differently, by views."""
+    decided = [
+        {n: average(of[:, w], 1.0).argmax(1) for n, w in VIEWS.items()} for of in (one, other)
+    ]
+    return {name: int((decided[0][name] != decided[1][name]).sum()) for name in VIEWS}
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    # fmt: off
-    parser.add_argument("--data", type=Path, required=True, help="fer2013.csv or the folder")
-    parser.add_argument("--weights", default="fer2013", help="name, folder or Hub id")
-    parser.add_argument("--split", choices=SPLITS, default="PublicTest")
-    parser.add_argument("--holdout", type=float, default=0.0, metavar="SHARE",
-                        help="not on a split, but on this share of Training, as kept out by "
-                        "tools/train.py --holdout SHARE")
-    parser.add_argument("--against", metavar="WEIGHTS",
-                        help="other weights, to count the images on which the decisions differ")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the results")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--precision", choices=get_args(Precision), default="auto",
-                        help="what predict_proba computes in")
-    parser.add_argument("--fit-temperature", action="store_true", help="fit it on the split")
-    parser.add_argument("--store", action="store_true", help="write into --weights' config.json")
-    # fmt: on
+    add = parser.add_argument
+    add("--data", type=Path, required=True, help="fer2013.csv or the folder")
+    add("--weights", default="fer2013", help="name, folder or Hub id (%(default)s)")
+    add("--split", choices=SPLITS, default="PublicTest", help="(%(default)s)")
+    help = "not on a split, but on the share of Training that tools/train.py keeps out"
+    add("--holdout", type=float, default=0.0, metavar="SHARE", help=help)
+    add("--against", metavar="WEIGHTS", help="other weights, whose decisions are compared")
+    add("--out", type=Path, required=True, help="folder for the results")
+    add("--device", default="cpu", help="(%(default)s)")
+    add("--precision", choices=get_args(Precision), default="auto", help="(%(default)s)")
+    add("--fit-temperature", action="store_true", help="fit it on the split")
     options = parser.parse_args(arguments)
     if not 0 <= options.holdout < 1:
         parser.error("--holdout is a share, from 0 to 1")
-    folder = Path(options.weights)
-    if options.store and not (folder / CONFIG_FILE).is_file():
-        parser.error("--store needs a folder with config.json as --weights")
     model = load_pretrained(options.weights, device=options.device)
-    faces = load(options.data)
-    name = f"Hold-out {options.holdout:g} of Training" if options.holdout else options.split
-    part, fresh = choose(faces, options.split, options.holdout)
-    extra: dict[str, Any] = {}
+    part, fresh = choose(load(options.data), options.split, options.holdout)
+    logits = crop_logits(model, part.images, precision=options.precision)
+    labels = torch.tensor(part.labels)
     if options.fit_temperature:
-        labels = torch.from_numpy(part.labels)
-        logits = crop_logits(model, prepare(model, part.images))
-        model.temperature = round(fit_temperature(logits, labels), 4)
-        extra["ece_cross_fitted"] = cross_fitted_ece(logits, labels)
-    result, answers = evaluate(model, part, fresh, name, options.precision)
-    result |= extra
+        model.temperature.fill_(fit_temperature(logits[:, VIEWS["flip"]], labels))
+    split = f"Hold-out {options.holdout:g} of Training" if options.holdout else options.split
+    result = {"split": split} | evaluate(part, fresh, model, logits)
+    if options.fit_temperature:
+        result["ece_cross_fitted"] = cross_fitted_ece(logits[:, VIEWS["flip"]], labels)
     if options.against:
         other = load_pretrained(options.against, device=options.device)
-        x = prepare(other, part.images)
-        result["against"] = options.against
-        result["decisions_that_differ"] = {
-            mode: int((answers[mode].argmax(1) != found.argmax(1)).sum())
-            for mode, tta in TTAS.items()
-            for found in [predict(other, x, tta, mode, options.precision)]
-        }
-    result["command"] = shlex.join(["python", "tools/evaluate.py", *(arguments or sys.argv[1:])])
-
+        found = crop_logits(other, part.images, "other crops", options.precision)
+        result["decisions_that_differ"] = count_differences(logits, found)
+    result["command"] = record_command("evaluate.py", arguments)
     options.out.mkdir(parents=True, exist_ok=True)
-    probabilities = answers["ten_crop"]
-    predicted = probabilities.argmax(1).tolist()
-    save_confusion(part.labels.tolist(), predicted, list(result["per_class"]), options.out)
-    error, bins = calibration(probabilities.double().numpy(), part.labels)
-    title = f"{name}, ten crops: calibration error {error:.3f}"
-    plot_reliability(bins, title, options.out / "reliability.png")
+    draw(result, part, logits, options.out)
     text = json.dumps(result, indent=2)
     write_atomically(options.out / "evaluation.json", (text + "\n").encode())
-    if options.store:
-        store(folder, model, result)
     print(text)
+
+
+def record_command(script: str, arguments: list[str] | None) -> str:
+    """The command line as documents quote it: of files elsewhere, the name alone."""
+    words = sys.argv[1:] if arguments is None else arguments
+    words = [re.sub(r"(^|=)(?:/|\.\./)(?:.*/)?(?=.)", r"\1", word) for word in words]
+    return shlex.join(["python", f"tools/{script}", *words])
 
 
 if __name__ == "__main__":

@@ -1,14 +1,12 @@
 """An HTTP service: upload a photo, get the expressions of its faces as JSON.
 
-  pip install "ferfacenet[faces]" fastapi uvicorn python-multipart
+  pip install ".[examples]"
   uvicorn fastapi_service:app --app-dir docs/examples
   curl -F photo=@docs/images/astronaut.jpg http://127.0.0.1:8000/faces
 
 http://127.0.0.1:8000/docs shows it in the browser. It keeps no photo. What FERFACENET_WEIGHTS
 names, if it is set, is loaded in place of the bundled weights.
 """
-
-from __future__ import annotations
 
 import os
 from typing import Any
@@ -17,13 +15,11 @@ import torch
 from fastapi import FastAPI, HTTPException, UploadFile
 
 from ferfacenet import detect_faces, load_pretrained, predict_proba
-from ferfacenet.transforms import normalise
 
 MAX_BYTES = 20 * 2**20
 
 app = FastAPI(title="ferfacenet")
 model = load_pretrained(os.environ.get("FERFACENET_WEIGHTS", "fer2013"))
-categories = model.categories or ()
 
 
 # A plain def, not async: FastAPI then runs each request in a thread, and one photo does not
@@ -41,15 +37,10 @@ def faces(photo: UploadFile) -> dict[str, Any]:
         raise HTTPException(400, str(error)) from error
     if not found:
         return {"faces": []}
-    inputs = normalise(torch.stack([face.crop for face in found]), model.mean, model.std)
-    rows = predict_proba(model, inputs)
-    return {
-        "faces": [
-            {
-                "box": face.box,
-                "label": categories[int(row.argmax())],
-                "probabilities": dict(zip(categories, row.tolist(), strict=True)),
-            }
-            for face, row in zip(found, rows, strict=True)
-        ]
-    }
+    answers = []
+    rows = predict_proba(model, torch.stack([face.crop for face in found]))
+    for face, row in zip(found, rows.tolist(), strict=True):
+        chances = dict(zip(model.categories, row, strict=True))
+        label = max(chances, key=chances.__getitem__)
+        answers.append({"box": face.box, "label": label, "probabilities": chances})
+    return {"faces": answers}

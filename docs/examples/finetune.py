@@ -1,14 +1,12 @@
 """Three classes of your own (or two, or ten) on top of the trained network.
 
-  pip install "ferfacenet[faces]"
+  pip install ".[examples]"
   python finetune.py photos/ my_weights/
 
 Each folder in photos/ is a class and holds its pictures: photos/calm/1.jpg, photos/tense/... A
 fifth of them is kept out of the training to measure on. What is saved is what save_pretrained
 writes: load_pretrained("my_weights") and the ferfacenet command (--weights my_weights) read it.
 """
-
-from __future__ import annotations
 
 import argparse
 from pathlib import Path
@@ -41,7 +39,7 @@ def main() -> None:
     model = load_pretrained(options.weights)
     names = tuple(sorted(path.name for path in options.photos.iterdir() if path.is_dir()))
     files = [(path, names.index(path.parent.name)) for path in sorted(options.photos.glob("*/*"))]
-    x = torch.stack([preprocess(path, mean=model.mean, std=model.std) for path, _ in tqdm(files)])
+    x = torch.stack([preprocess(path) for path, _ in tqdm(files, unit="picture")])
     y = torch.tensor([label for _, label in files])
     order = torch.randperm(len(files))
     held_out, train = order[: len(files) // 5], order[len(files) // 5 :]
@@ -65,7 +63,6 @@ def main() -> None:
             loss = F.cross_entropy(model(augment(x[part])), y[part], label_smoothing=0.1)
             optimizer.zero_grad()
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             schedule.step()
         bar.set_postfix(loss=f"{loss.item():.3f}")

@@ -1,6 +1,6 @@
 """The likeliest expression in each picture of a folder, over a cluster with Ray Data.
 
-  pip install "ferfacenet[faces]" "ray[data]"     (on every machine of the cluster)
+  pip install ".[examples]"     (on every machine of the cluster)
   python ray_label.py photos/ labels/ --actors 3
 
 The folders may be anything that Ray reads and writes, such as s3://bucket/photos. The result is
@@ -8,15 +8,14 @@ a folder of Parquet files. Without a cluster Ray starts one on this machine. Lea
 the actors take all there are, Ray waits for one to read the pictures with, for ever.
 """
 
-from __future__ import annotations
-
 import argparse
 from typing import Any
 
 import numpy as np
 import ray
-import torch
 from ray.data import ActorPoolStrategy
+
+from ferfacenet import load_pretrained, predict_proba
 
 SUFFIXES = ["jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff"]
 
@@ -25,29 +24,13 @@ class Labeller:
     """What each actor is: it loads the model once, and then labels one batch after another."""
 
     def __init__(self, weights: str) -> None:
-        import ferfacenet
-
-        self.ferfacenet = ferfacenet
-        self.model = ferfacenet.load_pretrained(weights)
+        self.model = load_pretrained(weights)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        names = self.model.categories or ()
-        rows = np.full((len(batch["path"]), len(names)), np.nan, np.float32)
-        notes = np.full(len(rows), "", object)
-        inputs = {}
-        for index, data in enumerate(batch["bytes"]):
-            try:
-                mean, std = self.model.mean, self.model.std
-                inputs[index] = self.ferfacenet.preprocess(data, mean=mean, std=std)
-            except ValueError as error:
-                notes[index] = str(error)
-        if inputs:
-            x = torch.stack(list(inputs.values()))
-            rows[list(inputs)] = self.ferfacenet.predict_proba(self.model, x).numpy()
-        best = np.nan_to_num(rows, nan=-1.0).argmax(1)
-        labels = [names[i] if not notes[n] else "" for n, i in enumerate(best)]
-        columns = dict(zip(names, rows.T, strict=True))
-        return {"path": batch["path"], "label": np.array(labels), **columns, "note": notes}
+        rows = predict_proba(self.model, batch["bytes"], errors="coerce").numpy()
+        names = np.array(self.model.categories)
+        labels = np.where(np.isnan(rows).any(1), "", names[rows.argmax(1)])
+        return {"path": batch["path"], "label": labels, **dict(zip(names, rows.T, strict=True))}
 
 
 def main() -> None:

@@ -1,31 +1,21 @@
 """A video's faces to a CSV file, a line for each face in each frame, and to an annotated video.
 
-pip install "ferfacenet[faces]"
+pip install ".[examples]"
 python video_to_csv.py talk.mp4 --csv talk.csv --video annotated.mp4
 """
-
-from __future__ import annotations
 
 import argparse
 import csv
 import sys
 from pathlib import Path
-from typing import Any
 
 import cv2
 import torch
 from tqdm import tqdm
 
-from ferfacenet import Face, detect_faces, load_pretrained, predict_proba
-from ferfacenet.transforms import normalise
+from ferfacenet import detect_faces, load_pretrained, predict_proba
 
-
-def annotate(frame: Any, face: Face, text: str) -> None:
-    """Draw a face's box and the text above it into an (H, W, 3) BGR frame."""
-    x0, y0, x1, y1 = (round(value) for value in face.box)
-    cv2.rectangle(frame, (x0, y0), (x1, y1), (0, 200, 0), 2)
-    place = (x0, max(y0 - 6, 14))
-    cv2.putText(frame, text, place, cv2.FONT_HERSHEY_SIMPLEX, 0.6, (0, 200, 0), 2, cv2.LINE_AA)
+GREEN = (0, 200, 0)
 
 
 def main() -> None:
@@ -36,7 +26,6 @@ def main() -> None:
     parser.add_argument("--weights", default="fer2013")
     options = parser.parse_args()
     model = load_pretrained(options.weights)
-    names = model.categories or ()
 
     video = cv2.VideoCapture(options.source)
     fps = video.get(cv2.CAP_PROP_FPS) or 25.0
@@ -52,23 +41,19 @@ def main() -> None:
     count = max(0, int(video.get(cv2.CAP_PROP_FRAME_COUNT)))  # some containers do not know it
     with options.csv.open("w", newline="") as file, tqdm(total=count or None, unit="frame") as bar:
         table = csv.writer(file)
-        table.writerow(["frame", "seconds", "x0", "y0", "x1", "y1", "label", *names])
-        number = 0
-        while True:
-            more, frame = video.read()
-            if not more:
-                break
-            faces = detect_faces(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB))
-            if faces:
-                crops = normalise(torch.stack([f.crop for f in faces]), model.mean, model.std)
-                for face, row in zip(faces, predict_proba(model, crops, tta="flip"), strict=True):
-                    label = names[int(row.argmax())]
-                    box = [round(value, 1) for value in face.box]
-                    chances = [round(value, 4) for value in row.tolist()]
-                    table.writerow([number, round(number / fps, 3), *box, label, *chances])
-                    annotate(frame, face, f"{label} {float(row.max()):.0%}")
+        table.writerow(["frame", "seconds", "x0", "y0", "x1", "y1", "label", *model.categories])
+        while (read := video.read())[0]:
+            frame = read[1]
+            faces = detect_faces(frame[..., ::-1])  # OpenCV's pictures are BGR
+            rows = predict_proba(model, torch.stack([f.crop for f in faces])) if faces else []
+            for face, row in zip(faces, rows, strict=True):
+                label, box = model.categories[row.argmax()], [round(x) for x in face.box]
+                chances = [round(value, 4) for value in row.tolist()]
+                table.writerow([bar.n, round(bar.n / fps, 3), *box, label, *chances])
+                cv2.rectangle(frame, box[:2], box[2:], GREEN, 2)
+                place, text = (box[0], max(box[1] - 6, 14)), f"{label} {row.max():.0%}"
+                cv2.putText(frame, text, place, cv2.FONT_HERSHEY_SIMPLEX, 0.6, GREEN, 2)
             annotated.write(frame)
-            number += 1
             bar.update()
     annotated.release()
 

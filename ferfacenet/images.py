@@ -1,0 +1,240 @@
+"""Anything image-like to pixels: decode, turn, show on white, check."""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ferfacenet.transforms import max_value, strips
+
+if TYPE_CHECKING:
+    import PIL.Image
+
+#: What one image may be; :func:`ferfacenet.preprocess` says how each is read.
+Image: TypeAlias = (
+    "str | os.PathLike[str] | bytes | BinaryIO | PIL.Image.Image | np.ndarray[Any, Any] | Tensor"
+)
+
+#: Most pixels a picture may have. Phones' 50 megapixels (8160x6120) pass; this and the limits below
+#: keep a process that reads one file under 1 GB, PyTorch's own 0.5 GB included.
+MAX_PIXELS = 48 << 20
+
+#: Most bytes an encoded picture may have.
+MAX_BYTES = 64 << 20
+
+# Pillow's own decoders, and HEIF where a plugin is registered. Of the others, some start programs
+# (EPS), some take any rubbish for theirs, and JPEG 2000 makes hundreds of megabytes of a few bytes.
+_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "HEIF")
+# What these decoders hold of a picture at a time is two to four times what the others hold.
+_LIMITS = {"WEBP": 20 << 20, "AVIF": 28 << 20, "HEIF": 28 << 20, "progressive JPEG": 28 << 20}
+# What else a small file can ask for: a pass over all pixels for each scan of a JPEG, and memory for
+# a whole tile of a TIFF, however small the picture.
+_MAX_SCANS, _MAX_TILE = 500, 4 << 20
+_FLOAT_SLACK = 1e-3  # what resizing and half precision leave outside [0, 1]
+_DTYPES = "pixels must be uint8, uint16, bool or float"
+
+
+def suffixes() -> frozenset[str]:
+    """The lower-case suffixes (".jpg") of the formats that are read."""
+    import PIL.Image
+
+    known = PIL.Image.registered_extensions()
+    return frozenset(suffix for suffix, kind in known.items() if kind in _FORMATS)
+
+
+def describe(image: object) -> str:
+    """What errors and warnings call an image: its path, or its kind and size."""
+    if isinstance(image, Tensor | np.ndarray):
+        kind = "tensor" if isinstance(image, Tensor) else "array"
+        return f"{kind} {tuple(image.shape)} {image.dtype}"
+    if isinstance(image, bytes | bytearray | memoryview):
+        return f"image of {len(image)} bytes"
+    name: object = getattr(image, "filename", "") or getattr(image, "name", "")
+    if isinstance(image, str | os.PathLike):
+        name = image
+    if isinstance(name, str | bytes | os.PathLike) and name:
+        return os.fsdecode(name)
+    return f"unnamed {type(image).__module__}.{type(image).__name__}"
+
+
+def read_image(image: Image) -> Tensor:
+    """One image as (1 or 3, H, W) float32 in [0, 1] on the CPU: EXIF-turned, what is transparent
+    on white, at its own size. Takes and raises what :func:`ferfacenet.preprocess` does."""
+    pixels = decode(image)
+    return pixels.to(torch.float32) / max_value(pixels.dtype)
+
+
+def decode(image: Image) -> Tensor:
+    """As :func:`read_image`, but uint8 and uint16 stay so; may share the given array's memory."""
+    import PIL.Image
+
+    try:
+        if isinstance(image, Tensor):
+            return _from_tensor(image)
+        if isinstance(image, np.ndarray):
+            return _from_array(image)
+        if isinstance(image, PIL.Image.Image):
+            return _from_pil(image)
+        return _from_pil(_open(_read(image)))
+    except ValueError as error:
+        raise ValueError(f"{describe(image)}: {error}") from error
+
+
+def _read(image: str | os.PathLike[str] | bytes | BinaryIO) -> bytes:
+    """What the file holds, up to one byte more than it may."""
+    if isinstance(image, bytes | bytearray | memoryview):
+        return bytes(image)
+    if isinstance(image, str | os.PathLike):
+        path = Path(image)
+        if path.exists() and not path.is_file():  # opening a FIFO that nobody writes to would hang
+            raise ValueError("is a folder or a device, not an image file")
+        with path.open("rb") as file:
+            return file.read(MAX_BYTES + 1)
+    if not hasattr(image, "read"):
+        kinds = "a path, bytes, an open binary file, a PIL image, a numpy array or a torch tensor"
+        raise TypeError(f"an image must be {kinds}, got {type(image).__name__}")
+    with suppress(AttributeError, OSError):  # a pipe or download: what is left of it
+        image.seek(0)
+    data: object = image.read(MAX_BYTES + 1)
+    if not isinstance(data, bytes):
+        raise TypeError(f"{describe(image)}: open it in binary mode; its read() gave {type(data)}")
+    return data
+
+
+def _open(data: bytes) -> PIL.Image.Image:
+    """The picture, not yet decoded; none that would cost its decoder far more than its pixels."""
+    import PIL.Image
+
+    if not data:
+        raise ValueError("is empty")
+    if len(data) > MAX_BYTES:
+        raise ValueError(f"is larger than {MAX_BYTES >> 20} MiB")
+    PIL.Image.init()
+    formats = [known for known in _FORMATS if known in PIL.Image.OPEN]
+    try:
+        image = PIL.Image.open(io.BytesIO(data), formats=formats)
+        if image.format in ("JPEG", "MPO") and data.count(b"\xff\xda") > _MAX_SCANS:
+            raise ValueError(f"more than {_MAX_SCANS} scans; save it anew")
+        tags = getattr(image, "tag_v2", {})
+        if math.prod(int(tags.get(side, 0)) for side in (322, 323)) > _MAX_TILE:
+            raise ValueError(f"more than {_MAX_TILE >> 20} Mi pixels in one tile; save it anew")
+        if image.format == "PPM" and any(tile[0] != "raw" for tile in image.tile):
+            raise ValueError("a PPM in text, or of another maximum than 255; save it as PNG")
+    except PIL.UnidentifiedImageError as error:
+        known = ", ".join(formats)
+        raise ValueError(f"is not an image in a format that can be read ({known})") from error
+    except Exception as error:  # decoders raise nearly anything on broken data
+        raise ValueError(f"cannot be read as an image ({error})") from error
+    return image
+
+
+def _from_pil(image: PIL.Image.Image) -> Tensor:
+    kind = "progressive JPEG" if image.info.get("progressive") else image.format
+    _check_size(image.height, image.width, kind or "picture")
+
+    def strip(rows: slice) -> np.ndarray[Any, Any]:
+        part = np.asarray(remove_alpha(image.crop((0, rows.start, image.width, rows.stop))))
+        return part if white is None else np.float32(part) / np.float32(white)
+
+    try:
+        image.load()
+        white = _max_value(image)
+        turn = orientation(image)
+        like = strip(slice(0, 1))
+        size = image.size if turn >= 5 else image.size[::-1]
+        upright = np.empty((*size, *like.shape[2:]), like.dtype)
+        stored = upright.swapaxes(0, 1) if turn >= 5 else upright
+        stored = stored[::-1] if turn in (3, 4, 6, 7) else stored
+        stored = stored[:, ::-1] if turn in (2, 3, 7, 8) else stored
+        for rows in strips(image.height, image.width):
+            stored[rows] = strip(rows)
+    except Exception as error:  # decoders raise nearly anything on broken data
+        raise ValueError(f"cannot be read as an image ({error})") from error
+    return _from_array(upright)
+
+
+def orientation(image: PIL.Image.Image) -> int:
+    """EXIF's, 1 to 8; 1 is upright."""
+    with suppress(Exception):  # a broken EXIF block leaves the picture readable
+        value = image.getexif().get(0x0112, 1)
+        return int(value) if value in range(1, 9) else 1
+    return 1
+
+
+def remove_alpha(image: PIL.Image.Image) -> PIL.Image.Image:
+    """The image in mode 1, L, RGB, I, F or one of the I;16 modes, on white if it has alpha."""
+    import PIL.Image
+
+    numeric = image.mode[0] in "IF"
+    if image.has_transparency_data and not numeric:
+        rgba = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
+        image = PIL.Image.new("RGB", image.size, "white")
+        image.paste(rgba, mask=rgba)
+    return image if numeric or image.mode in ("1", "L", "RGB") else image.convert("RGB")
+
+
+def _max_value(image: PIL.Image.Image) -> float | None:
+    """What white is in PIL's modes I and F, which do not say; None for the others."""
+    if image.mode not in ("I", "F"):
+        return None
+    low, high = map(float, image.getextrema())  # type: ignore[arg-type]
+    for white in (255.0, 65535.0) if image.mode == "I" else (1.0, 255.0):
+        if 0 <= low <= high <= white:
+            return white
+    raise ValueError(f"pixels from {low:g} to {high:g} are outside 0 to {white:g}")
+
+
+def _from_array(array: np.ndarray[Any, Any]) -> Tensor:
+    dtype = array.dtype.newbyteorder("=") if array.dtype.kind != "f" else np.dtype(np.float32)
+    if dtype not in (np.bool_, np.uint8, np.uint16, np.float32):
+        raise ValueError(_DTYPES)
+    with np.errstate(over="ignore", invalid="ignore"):
+        x = torch.from_numpy(np.require(array, dtype, ["C", "W"]))
+    return _from_tensor(x.permute(2, 0, 1) if x.ndim == 3 else x)
+
+
+def _from_tensor(x: Tensor) -> Tensor:
+    """(H, W) or (1 to 4, H, W) to (1 or 3, H, W), without alpha, all floats in [0, 1]."""
+    if x.ndim == 2:
+        x = x[None]
+    if x.ndim != 3 or x.shape[0] not in (1, 2, 3, 4):
+        raise ValueError("must be HxW, HxWxC (numpy) or CxHxW (torch), with C from 1 to 4")
+    _check_size(*x.shape[1:])
+    if x.layout != torch.strided or x.is_meta:
+        raise ValueError("must be a dense tensor with values")
+    x = x.detach().cpu()
+    if x.dtype == torch.bool:
+        x = x.to(torch.uint8) * 255
+    elif x.is_floating_point():
+        x = x.to(torch.float32)
+        low, high = (float(end) for end in x.aminmax())
+        if not (low >= -_FLOAT_SLACK and high <= 1 + _FLOAT_SLACK):  # or NaN
+            raise ValueError(f"float pixels must be in [0, 1], not {low:g} to {high:g}; rescale")
+        if low < 0 or high > 1:  # a copy of a large one costs memory
+            x = x.clamp(0, 1)
+    elif x.dtype not in (torch.uint8, torch.uint16):
+        raise ValueError(_DTYPES)
+    if len(x) in (1, 3):
+        return x
+    white, shown = max_value(x.dtype), torch.empty_like(x[:-1])
+    for rows in strips(*x.shape[1:]):
+        part = x[:, rows].to(torch.float32)
+        part = white + (part[:-1] - white) * (part[-1:] / white)  # the last channel is alpha
+        shown[:, rows] = part if x.is_floating_point() else part.round()
+    return shown
+
+
+def _check_size(height: int, width: int, kind: str = "picture") -> None:
+    if height < 1 or width < 1:
+        raise ValueError(f"is empty ({width}x{height} pixels)")
+    limit = _LIMITS.get(kind, MAX_PIXELS)
+    if height * width > limit:
+        raise ValueError(f"{width}x{height} pixels exceed {limit >> 20} Mi for a {kind}; shrink it")

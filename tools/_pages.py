@@ -1,0 +1,285 @@
+"""What the documents say of measured figures, written from docs/results/*.json.
+
+A page has a block between ``<!-- name -->`` and ``<!-- /name -->``; ``render`` puts there what the
+function of that name in ``BLOCKS`` returns.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ferfacenet import ImprovedVGG19
+from ferfacenet.weights import WeightsConfig
+
+ROOT = Path(__file__).parents[1]
+VIEWS = {"flip": "centre and mirror", "ten_crop": "ten crops", "none": "centre"}
+SPLITS = {"public": "PublicTest", "private": "PrivateTest"}
+#: What the paper reports, in %, named and spelt as there: Table II, by split, then III and IV.
+PAPER = {"VGG19": (68.821, 70.995), "improved VGG19": (70.911, 73.029)}
+TABLE_III = {
+    "RBM": "71.161", "Unsupervised": "69.267", "Maxim Milakov": "68.821",
+    "Radu+Marius+Cristi": "67.483", "Lor.Voldy": "65.254", "Ryank": "65.087",
+    "Eric Cartman": "64.474", "Xavler Bouthller": "64.224", "AlehandroDubrovsky": "63.109",
+    "Sayit": "62.190", "DNNRL": "70.60", "CPC": "71.36", "improved VGG19": "73.029",
+}  # fmt: skip
+TABLE_IV = {
+    "Shan et al.": "89.1", "Jeni et al.": "96", "Kahou et al.": "91.3", "improved VGG19": "93.939",
+}  # fmt: skip
+CKPLUS = ("ckplus-random", "ckplus-subject", "ckplus-scratch")
+
+
+def read(path: str) -> Any:
+    """A JSON file of docs/results."""
+    return json.loads((ROOT / "docs" / "results" / path).read_text())
+
+
+def percent(share: float, digits: int = 2) -> str:
+    return f"{100 * share:.{digits}f}"
+
+
+def table(*rows: tuple[Any, ...]) -> str:
+    """A Markdown table; the first row is its head."""
+    head, *body = ["| " + " | ".join(map(str, row)) + " |" for row in rows]
+    return "\n".join([head, "|" + "---|" * len(rows[0]), *body])
+
+
+def read_configs() -> dict[str, WeightsConfig]:
+    """The registered weights' configs by name."""
+    folder = ROOT / "ferfacenet" / "weights"
+    names = json.loads((folder / "registry.json").read_text())
+    return {
+        name: WeightsConfig.from_json((folder / name / "config.json").read_bytes())
+        for name in names
+    }
+
+
+def evaluated() -> dict[str, dict[str, Any]]:
+    """What was measured of each set of FER2013 weights, by name and split."""
+    found = {
+        name: {split: read(f"{name}/{split}.json") for split in SPLITS if has(name, split)}
+        for name in read_configs()
+    }
+    return {name: of for name, of in found.items() if of}
+
+
+def has(name: str, split: str) -> bool:
+    return (ROOT / "docs" / "results" / name / f"{split}.json").is_file()
+
+
+def last(name: str) -> Mapping[str, Any]:
+    """What was measured of weights on PrivateTest, or without it on PublicTest."""
+    found: Mapping[str, Any] = list(evaluated()[name].values())[-1]
+    return found
+
+
+def results() -> str:
+    rows: list[tuple[Any, ...]] = [
+        ("accuracy in %", *(f"{s}{d}" for s in SPLITS.values() for d in ("", ", no duplicates")))
+    ]
+    for name, (public, private) in PAPER.items():
+        rows.append((f"the paper's {name} (published), ten crops", public, "", private, ""))
+    for name, found in evaluated().items():
+        for views in ("ten_crop", "flip"):
+            cells = [
+                percent(found[split][key][views]) if split in found else ""
+                for split in SPLITS
+                for key in ("accuracy", "accuracy_deduplicated")
+            ]
+            rows.append((f"`{name}`, {VIEWS[views]}", *cells))
+    return table(*rows)
+
+
+def weights() -> str:
+    rows: list[tuple[Any, ...]] = [("name", "reads", "parameters", "MB", "accuracy in %")]
+    found = evaluated()
+    registry = json.loads((ROOT / "ferfacenet" / "weights" / "registry.json").read_text())
+    for name, config in read_configs().items():
+        if name in found:
+            of = last(name)
+            figure = f"{percent(of['accuracy']['flip'])} on {of['split']}"
+        else:
+            figure = percent(read(f"{CKPLUS[1]}/result.json")["accuracy"]["ten_crop"])
+            figure += " on persons of CK+ that it has not seen"
+        with torch.device("meta"):
+            count = sum(p.numel() for p in ImprovedVGG19(**config.model_args).parameters())
+        seventh = {"neutral", "contempt"} & set(config.categories)
+        megabytes = f"{registry[name]['size'] / 1e6:.1f}"
+        reads = f"six expressions and {', '.join(sorted(seventh))}"
+        rows.append((f"`{name}`", reads, f"{count / 1e6:.1f} M", megabytes, figure))
+    return table(*rows)
+
+
+def views() -> str:
+    rows: list[tuple[Any, ...]] = [
+        ("", "views", *(f"{s}, {what}" for s in SPLITS.values() for what in ("%", "ECE")))
+    ]
+    for name, found in evaluated().items():
+        for key, title in VIEWS.items():
+            cells = []
+            for of in map(found.get, SPLITS):
+                cells += [percent(of["accuracy"][key]), f"{of['ece'][key]:.3f}"] if of else ["", ""]
+            rows.append((f"`{name}`", title, *cells))
+    fitted = ", ".join(
+        f"`{name}` {of['public']['ece_cross_fitted']:.3f}" for name, of in evaluated().items()
+    )
+    return f"{table(*rows)}\n\nECE, each half of PublicTest fitted on the other: {fitted}."
+
+
+def classes(found: Mapping[str, Any] | None = None) -> str:
+    found = found or last("fer2013")
+    rows: list[tuple[Any, ...]] = [("class", "recall, %", "precision, %", "F1, %", "images")]
+    for name, of in found["per_class"].items():
+        cells = (percent(of[key], 1) for key in ("recall", "precision", "f1"))
+        rows.append((name, *cells, of["support"]))
+    return table(*rows)
+
+
+def confusion() -> str:
+    found = last("fer2013")
+    counts = np.array(found["confusion"])
+    names = list(found["per_class"])
+    shares = 100 * counts / counts.sum(1, keepdims=True)
+    return table(
+        ("true, taken for", *names),
+        *((name, *(f"{v:.1f}" for v in row)) for name, row in zip(names, shares, strict=True)),
+    )
+
+
+def ckplus() -> str:
+    random, subject, scratch = (read(f"{name}/result.json") for name in CKPLUS)
+    return table(
+        ("ten folds of CK+, accuracy in %", "over frames", "over persons"),
+        ("the paper's improved VGG19 (published; its best fold)", 93.939, ""),
+        (
+            "from weights of FER2013, all folds pooled",
+            percent(random["accuracy"]["ten_crop"]),
+            percent(subject["accuracy"]["ten_crop"]),
+        ),
+        (
+            "the same, best fold",
+            *(percent(max(of["accuracy_by_fold"])) for of in (random, subject)),
+        ),
+        ("from scratch, pooled", "", percent(scratch["accuracy"]["ten_crop"])),
+    )
+
+
+def tables() -> str:
+    found = evaluated()["fer2013"]
+    cells = [percent(of["accuracy"]["ten_crop"]) for of in found.values()]
+    folds = {name: percent(read(f"{name}/result.json")["accuracy"]["ten_crop"]) for name in CKPLUS}
+    return "\n\n".join((
+        table(
+            ("Table II, FER2013, ten crops, %", *(of["split"] for of in found.values())),
+            *((f"the paper's {name}", *of[: len(found)]) for name, of in PAPER.items()),
+            ("ours, `fer2013`", *cells),
+        ),
+        table(
+            ("Table III, FER2013, %", "PrivateTest"), *TABLE_III.items(),
+            ("ours, `fer2013`", cells[1] if "private" in found else ""),
+        ),
+        table(
+            ("Table IV, CK+, %", "ten folds"), *TABLE_IV.items(),
+            ("ours, over frames as in the paper, pooled", folds["ckplus-random"]),
+            ("ours, over persons, pooled", folds["ckplus-subject"]),
+        ),
+    ))  # fmt: skip
+
+
+def faces() -> str:
+    found = read("faces.json")
+    pasted, turned = found["pasted"], found["expressions_at_roll"]
+    rows: list[tuple[Any, ...]] = [
+        ("pasted faces, turned by up to 30 degrees: found, %", percent(pasted["found"], 1)),
+        ("the same, error of the roll in degrees: mean", f"{pasted['roll_error_mean']:.1f}"),
+        (
+            "enlarged crops of FER2013 taken as they are, %",
+            percent(found["enlarged_crops_taken_as_they_are"], 1),
+        ),
+    ]
+    for roll, of in turned.items():
+        for what, key in (("the crop itself", "of_crops"), ("found again", "through_detect_faces")):
+            figure = percent(of[f"accuracy_{key}"], 1)
+            rows.append((f"read right, turned by {roll} degrees, {what}, %", figure))
+    return table(("", ""), *rows)
+
+
+def readings() -> str:
+    return (ROOT / "docs" / "results" / "ablations" / "table.md").read_text().strip()
+
+
+def tried() -> str:
+    rows: list[tuple[Any, ...]] = [
+        ("run", "epochs", "from", "taught by", "width", "mixup", "PublicTest, ten crops, %")
+    ]
+    for path in sorted((ROOT / "docs" / "results").glob("*/config.json")):
+        run = path.parent
+        scores = [run / name for name in ("public.json", "evaluation.json")]
+        measured = next((score for score in scores if score.is_file()), None)
+        if measured:
+            config = json.loads(path.read_text())
+            found = json.loads(measured.read_text())
+            rows.append(
+                (
+                    f"[{run.name}](results/{run.name}/config.json)",
+                    config["epochs"],
+                    config.get("init") or "scratch",
+                    config.get("teachers", "").replace(",", ", "),
+                    config.get("width", 1.0),
+                    config.get("mixup", 0.0) or "",
+                    percent(found["accuracy"]["ten_crop"]),
+                )
+            )
+    head, *rest = rows
+    return table(head, *sorted(rest, key=lambda row: float(row[-1])))
+
+
+def speed() -> str:
+    found = read("benchmark.json")
+    rows: list[tuple[Any, ...]] = [("", "views at once", "plain, ms", "fast, ms", "times")]
+    for of in found["forward"]:
+        plain, fast = of["plain_ms"], of["fast_ms"]
+        cells = f"{plain:.1f}", f"{fast:.1f}", f"{plain / fast:.2f}"
+        rows.append((f"`{of['weights']}`", of["views"], *cells))
+    machine = f"{found['machine']}, {found['threads']} threads, PyTorch {found['torch']}"
+    return f"{table(*rows)}\n\n{machine}, {found['precision']}."
+
+
+def speed_line() -> str:
+    found = read("benchmark.json")
+    rates = [
+        f"{of['images_per_second']:.0f} with `{of['weights']}`"
+        for of in found["throughput"]
+        if of.get("tta") == "flip" and of.get("images", "tensors") == "tensors"
+    ]
+    return (
+        f"Faces a second, two views each, on {found['threads']} threads of {found['machine']}: "
+        f"{', '.join(rates)}."
+    )
+
+
+BLOCKS: dict[str, Callable[[], str]] = {
+    "results": results, "weights": weights, "views": views, "classes": classes,
+    "confusion": confusion, "ckplus": ckplus, "tables": tables, "faces": faces,
+    "readings": readings, "tried": tried, "speed": speed, "speed-line": speed_line,
+}  # fmt: skip
+
+
+def render(page: str) -> str:
+    """The page with every block written anew."""
+
+    def block(match: re.Match[str]) -> str:
+        return f"<!-- {match[1]} -->\n{BLOCKS[match[1]]()}\n<!-- /{match[1]} -->"
+
+    return re.sub(r"<!-- ([\w-]+) -->\n.*?<!-- /\1 -->", block, page, flags=re.DOTALL)
+
+
+def pages() -> list[Path]:
+    """The documents that may have blocks."""
+    return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

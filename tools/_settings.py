@@ -1,0 +1,163 @@
+"""How a network is trained: the settings, and the command line that gives them."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+import torch
+from _augment import Augmentation
+
+from ferfacenet import ImprovedVGG19, WeightsError, load_pretrained
+from ferfacenet.model import Pool
+
+
+@dataclass(frozen=True)
+class Settings(Augmentation):
+    """How a network is trained. The defaults are the paper's for FER2013 (IV-C, V-A); where
+    the paper is silent they follow the public VGG19 recipe (see docs/paper.md)."""
+
+    width: float = 1.0  # all channels times this
+    pool: Pool = "max"
+    hidden_features: int = 0  # width of one more fully connected layer; 0 for none
+    dropout: float = 0.5
+    freeze: int = 0  # the first so many of the five blocks stay as they are
+    loss: Literal["cross-entropy", "paper"] = "cross-entropy"  # paper: formula (1) of II-B
+    label_smoothing: float = 0.0
+    mixup: float = 0.0  # alpha of the Beta distribution; 0 for no mixup
+    calm: float = 0.0  # share of the epochs, the last ones, with plainer images and no mixup
+    epochs: int = 250
+    batch_size: int = 128  # over all processes together
+    lr: float = 0.01
+    schedule: Literal["step", "cosine"] = "step"  # step: times 0.9 every 5 epochs from epoch 80
+    warmup: float = 0.0  # share of all steps in which the cosine schedule climbs to lr
+    momentum: float = 0.9
+    nesterov: bool = False
+    weight_decay: float = 5e-4
+    decay_all: bool = True  # biases and BatchNorm too, not the weights alone
+    clip_value: float = 0.1  # each gradient entry is clipped to this; 0 for no clipping
+    clip_norm: float = 0.0  # the whole gradient is clipped to this norm; 0 for no clipping
+    ema: float = 0.0  # decay of the average of the weights that is kept and tested; 0 for none
+    ema_every: int = 1  # update it every so many steps, by the decay to their power
+    precise_bn: bool = False  # BatchNorm's statistics measured anew at the end, on plain crops
+    sizes: str = "44"  # side of the training images, as 44, or 32x4,44 for 4 epochs at 32 first
+    crop: bool = True  # only random crops and mirrors, or else the ranges of Augmentation
+    seed: int = 0
+    amp: Literal["auto", "on", "off"] = "auto"  # bf16 autocast; auto: where it is faster
+    device: str = "auto"
+    ahead: bool = True  # on a GPU: all batches of an epoch are made at its start
+    graph: bool = True  # on a GPU: the step is one CUDA graph
+    compile: bool = False  # torch.compile: half as fast again on a GPU, 20 seconds at the start
+
+    def network(self) -> ImprovedVGG19:
+        """A fresh network for seven classes."""
+        hidden = self.hidden_features or None
+        return ImprovedVGG19(
+            dropout=self.dropout, pool=self.pool, hidden_features=hidden, width=self.width
+        )
+
+    def rate(self, epoch: int, done: float) -> float:
+        """The learning rate in ``epoch``, counted from 0, with a share ``done`` of all steps."""
+        if self.schedule == "step":
+            return self.lr * 0.9 ** max(0, (epoch - 80) // 5)
+        if done < self.warmup:
+            return self.lr * (0.01 + 0.99 * done / self.warmup)
+        return self.lr * 0.5 * (1 + math.cos(math.pi * (done - self.warmup) / (1 - self.warmup)))
+
+    def size(self, epoch: int) -> int:
+        """Side of the training images in ``epoch``, counted from 0."""
+        *early, last = self.sizes.split(",")
+        for part in early:
+            size, epochs = map(int, part.split("x"))
+            if epoch < epochs:
+                return size
+            epoch -= epochs
+        return int(last)
+
+    def augmented(self, epoch: int) -> Augmentation:
+        """How images are changed in ``epoch``, counted from 0: in the calm end nothing is erased,
+        and rotation, scale and shift have a third of their range (nor are images mixed)."""
+        if not self.is_calm(epoch):
+            return self
+        rotate, scale, shift = self.rotate / 3, self.scale / 3, self.shift / 3
+        return dataclasses.replace(self, erase=0.0, rotate=rotate, scale=scale, shift=shift)
+
+    def is_calm(self, epoch: int) -> bool:
+        return epoch >= self.epochs * (1 - self.calm)
+
+    def device_of(self, rank: int = 0) -> torch.device:
+        """Where to train; ``rank`` counts this machine's processes."""
+        if self.device == "auto":
+            return torch.device(f"cuda:{rank}" if torch.cuda.is_available() else "cpu")
+        return torch.device(self.device)
+
+
+Config = TypeVar("Config", bound=Settings)
+
+
+def parse_run(
+    description: str | None, arguments: list[str] | None, kind: type[Config],
+    recipes: Mapping[str, Mapping[str, Any]], *,
+    paths: tuple[str, ...], changeable: tuple[str, ...] = (),
+) -> tuple[Config, Path]:  # fmt: skip
+    """The settings, resolved, and the folder of a run, by a command line that has a flag for each
+    field of ``kind``. Those that are ``paths`` are made absolute; --resume may change those that
+    are ``changeable``. SystemExit says what is wrong."""
+    parser = argparse.ArgumentParser(
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        argument_default=argparse.SUPPRESS,
+    )
+    add = parser.add_argument
+    add("--recipe", choices=recipes, default="release", help="where to start from")
+    add("--out", type=Path, default=None, help="folder of the run, new or empty")
+    add("--resume", type=Path, default=None, metavar="RUN", help="go on with the run in a folder")
+    for name, hint in get_type_hints(kind).items():
+        flag = "--" + name.replace("_", "-")
+        if hint is bool:
+            add(flag, action=argparse.BooleanOptionalAction)
+        elif get_origin(hint) is Literal:
+            add(flag, choices=get_args(hint))
+        else:
+            add(flag, type=hint)
+    given = vars(parser.parse_args(arguments))
+    recipe, out, resume = given.pop("recipe"), given.pop("out"), given.pop("resume")
+    if resume:
+        if out or given.keys() - set(changeable):
+            flags = ", ".join(f"--{name}" for name in changeable) or "no other flag"
+            raise SystemExit(f"--resume takes {flags}: the settings are those of the run")
+        try:
+            saved = json.loads((resume / "config.json").read_text())
+            return kind(**saved | given), resume
+        except (OSError, ValueError, TypeError) as error:
+            raise SystemExit(f"--resume {resume}: no run of this script: {error}") from error
+    if not out or "data" not in given:
+        raise SystemExit("--data and --out are needed (or --resume)")
+    if out.exists() and any(out.iterdir()):
+        raise SystemExit(f"{out} is not empty: give another --out, or --resume {out}")
+    for name in given.keys() & set(paths):  # --resume may be called from another folder
+        given[name] = str(Path(given[name]).resolve())
+    return kind(**{**recipes[recipe], **given}), out
+
+
+def load_init(name: str, flag: str = "--init") -> ImprovedVGG19:
+    """The network of the name, folder or Hub id that ``flag`` gives."""
+    try:
+        return load_pretrained(name)
+    except (WeightsError, ValueError) as error:
+        raise SystemExit(f"{flag} {name}: {error}") from error
+
+
+def name_of(weights: str) -> str:
+    """What to call weights: those of a run by the run, not by where it lay."""
+    path = Path(weights).absolute()
+    if not path.exists():
+        return weights
+    folder = path if path.is_dir() else path.parent
+    return folder.parent.name if folder.name.startswith("weights") else folder.name

@@ -1,0 +1,170 @@
+"""Measures how faces are found, levelled and framed: docs/results/faces.json.
+
+  python tools/evaluate_faces.py --data fer2013.csv [--ckplus CK+48]
+
+pastes PublicTest crops of FER2013 at random places, sizes and rolls on plain pictures: the share
+that ``detect_faces`` finds, the error of the roll, the accuracy on what was found beside that on
+the crops; the share of enlarged crops that count as face crops; faces found in mosaics of 25.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+import warnings
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import torch
+from _fer2013 import Faces, load
+from PIL import Image
+from tqdm import tqdm
+
+from ferfacenet import Face, ImprovedVGG19, detect_faces, load_pretrained, predict_proba, preprocess
+from ferfacenet.weights import write_atomically
+
+Gray = npt.NDArray[np.uint8]
+
+OUT = Path(__file__).parents[1] / "docs" / "results" / "faces.json"
+SIDE = 640  # of the pictures that crops are pasted on
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a crop is pasted: its centre and side in pixels, degrees clockwise, the ground."""
+
+    x: float
+    y: float
+    size: float
+    roll: float
+    ground: int
+
+
+def random_place(rng: np.random.Generator, roll: float) -> Place:
+    """A place wholly inside the picture, 60 to 400 pixels in size."""
+    size, turn = rng.uniform(60, 400), math.radians(roll)
+    reach = size * (abs(math.cos(turn)) + abs(math.sin(turn))) / 2
+    x, y = rng.uniform(reach, SIDE - reach, 2)
+    return Place(float(x), float(y), float(size), roll, int(rng.integers(256)))
+
+
+def paste(crop: Gray, place: Place) -> Gray:
+    """A plain (640, 640) picture with a square crop at a place."""
+    middle, size, border = (len(crop) - 1) / 2, (SIDE, SIDE), cv2.BORDER_REPLICATE
+    turn = cv2.getRotationMatrix2D((middle, middle), -place.roll, place.size / len(crop))
+    matrix = turn + np.array([[0, 0, place.x - 0.5 - middle], [0, 0, place.y - 0.5 - middle]])
+    drawn = cv2.warpAffine(crop, matrix, size, flags=cv2.INTER_CUBIC, borderMode=border)
+    inside = cv2.warpAffine(np.ones_like(crop), matrix, size, flags=cv2.INTER_NEAREST)
+    return np.where(inside > 0, drawn, np.uint8(place.ground)).astype(np.uint8)
+
+
+def roll_of(face: Face) -> float:
+    """Degrees that the eyes of a found face are turned clockwise from level."""
+    dx, dy = (face.landmarks[1] - face.landmarks[0]).tolist()
+    return math.degrees(math.atan2(dy, dx))
+
+
+def face_at(faces: list[Face], place: Place) -> Face | None:
+    """The found face whose centre is that of what was pasted."""
+    for face in faces:
+        x0, y0, x1, y1 = face.box
+        if math.dist(((x0 + x1) / 2, (y0 + y1) / 2), (place.x, place.y)) < 0.35 * place.size:
+            return face
+    return None
+
+
+def search(crops: Gray, places: list[Place]) -> list[Face | None]:
+    """What is found of each crop pasted at its place."""
+    pairs = zip(tqdm(crops, desc="pasted"), places, strict=True)
+    return [face_at(detect_faces(paste(crop, place)), place) for crop, place in pairs]
+
+
+def measure_levelling(crops: Gray, rng: np.random.Generator) -> dict[str, float]:
+    """Share found at random rolls, and the roll's error against the same crop pasted level."""
+    places = [random_place(rng, rng.uniform(-30, 30)) for _ in crops]
+    turned = search(crops, places)
+    upright = search(crops, [replace(place, roll=0) for place in places])
+    pairs = zip(turned, upright, places, strict=True)
+    errors = [abs(roll_of(f) - roll_of(same) - p.roll) for f, same, p in pairs if f and same]
+    return {
+        "images": len(crops),
+        "found": sum(face is not None for face in turned) / len(crops),
+        "roll_error_mean": statistics.fmean(errors),
+        "roll_error_median": statistics.median(errors),
+    }
+
+
+def measure_expressions(
+    model: ImprovedVGG19, data: Faces, rng: np.random.Generator
+) -> dict[str, dict[str, float]]:
+    """Accuracy through ``detect_faces`` against that of the same crops themselves, by roll."""
+    crops, truth = data.images, torch.from_numpy(data.labels)
+    right = predict_proba(model, torch.from_numpy(crops)[:, None] / 255).argmax(1) == truth
+    result = {}
+    for roll in (0, 20):
+        places = [random_place(rng, roll * (-1) ** i) for i in range(len(crops))]
+        faces = search(crops, places)
+        kept = torch.tensor([face is not None for face in faces])
+        framed = torch.stack([face.crop for face in faces if face is not None])
+        correct = predict_proba(model, framed).argmax(1) == truth[kept]
+        result[str(roll)] = {
+            "found": float(kept.double().mean()),
+            "accuracy_of_crops": float(right[kept].double().mean()),
+            "accuracy_through_detect_faces": float(correct.double().mean()),
+            "accuracy_of_all_crops": float(right.double().mean()),
+            "accuracy_missed_counted_wrong": int(correct.sum()) / len(crops),
+        }
+    return result
+
+
+def measure_taken(crops: Gray, side: int = 192) -> float:
+    """The share of FER2013's crops, enlarged, that ``align="auto"`` sees to be face crops."""
+    same = 0
+    for crop in tqdm(crops, desc="face crops"):
+        large = cv2.resize(crop, (side, side), interpolation=cv2.INTER_CUBIC)
+        with warnings.catch_warnings(record=True) as said:  # that there is no face
+            warnings.simplefilter("always")
+            auto = preprocess(large)
+        same += not said and torch.equal(auto, preprocess(large, align=False))
+    return same / len(crops)
+
+
+def count_in_mosaic(folder: Path, rng: np.random.Generator) -> int:
+    """How many faces are found in a picture of 5x5 CK+ faces, 128 pixels each, on gray."""
+    paths = rng.choice(sorted(map(str, folder.glob("*/*.png"))), 25, replace=False)
+    faces = [cv2.resize(np.array(Image.open(path)), (128, 128)) for path in paths]
+    cells = np.pad(np.stack(faces), ((0, 0), (16, 16), (16, 16)), constant_values=128)
+    return len(detect_faces(cells.reshape(5, 5, 160, 160).swapaxes(1, 2).reshape(800, 800)))
+
+
+def main(argv: list[str] | None = None) -> None:
+    layout = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=layout)
+    parser.add_argument("--data", type=Path, required=True, help="FER2013, as train.py takes it")
+    parser.add_argument("--weights", default="fer2013", help="name, folder or Hub id (%(default)s)")
+    parser.add_argument("--ckplus", type=Path, help="folder CK+48, for the mosaics")
+    parser.add_argument("--count", type=int, default=500, help="crops to paste (%(default)s)")
+    parser.add_argument("--out", type=Path, default=OUT)
+    options = parser.parse_args(argv)
+    model, rng = load_pretrained(options.weights), np.random.default_rng(0)
+    data = load(options.data).split("PublicTest")
+    data = data.where(rng.permutation(len(data)) < options.count)
+    figures: dict[str, Any] = {
+        "pasted": measure_levelling(data.images, rng),
+        "enlarged_crops_taken_as_they_are": measure_taken(data.images),
+        "expressions_at_roll": measure_expressions(model, data, rng),
+    }
+    if options.ckplus:
+        figures["mosaics_of_25"] = [count_in_mosaic(options.ckplus, rng) for _ in tqdm(range(10))]
+    write_atomically(options.out, (json.dumps(figures, indent=2) + "\n").encode())
+    print(options.out.read_text(), end="")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,220 @@
+"""Bundles weights: measures them, and writes all that speaks of them.
+
+  python tools/release.py runs/mine --name fer2013 --data fer2013.csv   # new weights
+  python tools/release.py                                              # write the documents anew
+  python tools/release.py --check                                      # is anything stale?
+
+The first takes a run of tools/train.py, or a folder of weights. It fits the temperature on
+PublicTest, scores PrivateTest once where the file has it, copies the weights into
+ferfacenet/weights/NAME with their config and model card, and writes weights/registry.json,
+docs/results/NAME, the golden values of the tests, the pictures, and (unless --quick) the figures
+of faces and speed. Then the blocks of README.md and docs/*.md are written from docs/results.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import _pages
+import torch
+from _cards import card
+from _fer2013 import SPLITS, load
+from _settings import name_of
+from evaluate import (
+    VIEWS,
+    choose,
+    count_differences,
+    crop_logits,
+    cross_fitted_ece,
+    draw,
+    evaluate,
+    fit_temperature,
+)
+from PIL import Image
+
+from ferfacenet import cli, load_pretrained, preprocess
+from ferfacenet.transforms import views
+from ferfacenet.weights import CONFIG_FILE, WEIGHTS_FILE, WeightsConfig, write_atomically
+
+#: The astronaut's face as FER2013 would frame it, in pixels of docs/images/astronaut.jpg.
+FACE = (172, 67, 277, 172)
+_FITTED = " The temperature was fitted on PublicTest"
+_SCORED = "; PrivateTest was scored once, when they had been chosen."
+
+
+def write_json(path: Path, value: object) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, (json.dumps(value, indent=2) + "\n").encode())
+
+
+def measure(source: Path, name: str, data: Path, device: str) -> tuple[float, dict[str, float]]:
+    """Write docs/results/NAME; the temperature and the accuracies of config.json."""
+    model, faces = load_pretrained(source, device=device), load(data)
+    out = _pages.ROOT / "docs" / "results" / name
+    metrics: dict[str, float] = {}
+    for key, split in _pages.SPLITS.items():
+        if not (faces.splits == SPLITS.index(split)).any():
+            print(f"{data.name} has no {split}: it is not scored", file=sys.stderr)
+            (out / f"{key}.json").unlink(missing_ok=True)  # of other weights
+            continue
+        part, fresh = choose(faces, split)
+        logits, labels = crop_logits(model, part.images, split), torch.tensor(part.labels)
+        result: dict[str, Any] = {"split": split}
+        if key == "public":
+            both = logits[:, VIEWS["flip"]]
+            model.temperature.fill_(round(fit_temperature(both, labels), 4))
+            result["ece_cross_fitted"] = cross_fitted_ece(both, labels)
+            precise = source.with_name("weights-float32")
+            if source.name == "weights" and precise.is_dir():
+                other = crop_logits(load_pretrained(precise, device=device), part.images)
+                result["decisions_changed_by_rounding"] = count_differences(logits, other)
+        result |= evaluate(part, fresh, model, logits)
+        metrics |= {f"{split} {tta} accuracy": round(v, 5) for tta, v in result["accuracy"].items()}
+        write_json(out / f"{key}.json", result)
+        draw(result, part, logits, out)
+    return round(model.temperature.item(), 4), metrics
+
+
+def bundle(source: Path, name: str, temperature: float, metrics: dict[str, float]) -> None:
+    """Put the weights into the package, and into its registry."""
+    home = _pages.ROOT / "ferfacenet" / "weights"
+    config = WeightsConfig.from_json((source / CONFIG_FILE).read_bytes())
+    chosen = config.selected_on.partition(_FITTED)[0] + _FITTED
+    chosen += _SCORED if any(key.startswith("PrivateTest") for key in metrics) else "."
+    config = dataclasses.replace(
+        config, temperature=temperature, metrics=metrics, selected_on=chosen
+    )
+    (home / name).mkdir(parents=True, exist_ok=True)
+    if source.resolve() != (home / name).resolve():
+        shutil.copyfile(source / WEIGHTS_FILE, home / name / WEIGHTS_FILE)
+    write_atomically(home / name / CONFIG_FILE, config.to_json())
+    registry = json.loads((home / "registry.json").read_text())
+    entry = registry_entry(home / name)
+    kept = registry.get(name, {})
+    registry[name] = kept if kept.items() >= entry.items() else entry  # with the Hub's commit
+    write_json(home / "registry.json", registry)
+
+
+def keep_run(run: Path, name: str) -> None:
+    """Put a run's settings, with files by their names alone, and its history into docs/results."""
+    out = _pages.ROOT / "docs" / "results" / name
+    config = json.loads((run / CONFIG_FILE).read_text())
+    for key in {"data", "votes"} & config.keys():
+        config[key] = Path(config[key]).name
+    for key in {"init", "teachers"} & config.keys():
+        config[key] = ",".join(name_of(weights) for weights in config[key].split(",") if weights)
+    write_json(out / CONFIG_FILE, config)
+    shutil.copyfile(run / "metrics.jsonl", out / "metrics.jsonl")
+
+
+def registry_entry(folder: Path) -> dict[str, Any]:
+    digest = hashlib.sha256((folder / CONFIG_FILE).read_bytes()).hexdigest()
+    return {"config_sha256": digest, "size": (folder / WEIGHTS_FILE).stat().st_size}
+
+
+@torch.no_grad()
+def golden(name: str) -> dict[str, Any]:
+    """What weights say of the photo's face by PyTorch's own layers, for the tests to hold other
+    ways to."""
+    folder = _pages.ROOT / "ferfacenet" / "weights" / name
+    model = load_pretrained(folder)
+    with Image.open(_pages.ROOT / "docs" / "images" / "astronaut.jpg") as photo:
+        face = preprocess(photo.crop(FACE), align=False)[None]
+    row = torch.stack([model(view).softmax(1) for view in views(face, "flip")]).mean((0, 1))
+    config = WeightsConfig.from_json((folder / CONFIG_FILE).read_bytes())
+    values = {c: round(p, 6) for c, p in zip(config.categories, row.tolist(), strict=True)}
+    return {"config_sha256": registry_entry(folder)["config_sha256"], "probabilities": values}
+
+
+def is_golden(name: str, known: dict[str, Any]) -> bool:
+    """Whether the golden values of ``name`` are of the weights that are there now."""
+    folder = _pages.ROOT / "ferfacenet" / "weights" / name
+    digest = registry_entry(folder)["config_sha256"]
+    return bool(known.get(name, {}).get("config_sha256") == digest)
+
+
+def render_all() -> dict[Path, bytes]:
+    """Everything that is written from docs/results and the bundled configs, by file."""
+    texts = {page: _pages.render(page.read_text()) for page in _pages.pages()}
+    weights = _pages.ROOT / "ferfacenet" / "weights"
+    texts |= {weights / name / "README.md": card(name) for name in _pages.read_configs()}
+    return {path: text.encode() for path, text in texts.items()}
+
+
+def find_stale() -> list[str]:
+    """The files that are not what this script would write."""
+    written = render_all().items()
+    stale = [str(p) for p, data in written if not p.is_file() or p.read_bytes() != data]
+    weights = _pages.ROOT / "ferfacenet" / "weights"
+    known = json.loads((_pages.ROOT / "tests" / "golden.json").read_text())
+    for name, entry in json.loads((weights / "registry.json").read_text()).items():
+        if not entry.items() >= registry_entry(weights / name).items():
+            stale.append(f"{weights / 'registry.json'} ({name})")
+        digest = hashlib.sha256((weights / name / WEIGHTS_FILE).read_bytes()).hexdigest()
+        if digest != _pages.read_configs()[name].weights_sha256:
+            stale.append(str(weights / name / WEIGHTS_FILE))
+        if not is_golden(name, known):
+            stale.append(f"tests/golden.json ({name})")
+    return stale
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("run", type=Path, nargs="?", metavar="RUN", help="run of tools/train.py, or weights folder")
+    add("--name", help="the name to bundle them by")
+    add("--data", type=Path, help="fer2013.csv or the folder")
+    add("--device", default="cpu", help="(%(default)s)")
+    add("--quick", action="store_true", help="leave the figures of faces and speed as they are")
+    add("--check", action="store_true", help="write nothing; exit 1 if anything is stale")
+    options = parser.parse_args(arguments)
+    if options.check:
+        stale = find_stale()
+        sys.exit("".join(f"stale: {path}\n" for path in stale) if stale else 0)
+    if options.run:
+        if not options.name or not options.data:
+            parser.error("RUN needs --name and --data")
+        inner = options.run / "weights"
+        source = inner if inner.is_dir() else options.run
+        if not (source / CONFIG_FILE).is_file():
+            parser.error(f"{options.run} holds no weights: no {source / CONFIG_FILE}")
+        temperature, metrics = measure(source, options.name, options.data, options.device)
+        bundle(source, options.name, temperature, metrics)
+        if source == inner:
+            keep_run(options.run, options.name)
+        if options.name == "fer2013":
+            photo = _pages.ROOT / "docs" / "images" / "astronaut.jpg"
+            plot = photo.with_name("astronaut-plot.png")
+            cli.main([str(photo), "--plot", str(plot)])
+        if not options.quick:
+            tools = Path(__file__).parent
+            if options.name == "fer2013":
+                run(str(tools / "evaluate_faces.py"), "--data", str(options.data.resolve()))
+            run(str(tools / "benchmark.py"))
+    values, path = {}, _pages.ROOT / "tests" / "golden.json"
+    known = json.loads(path.read_text()) if path.is_file() else {}
+    for name in _pages.read_configs():  # what still holds is kept: the last digit is the machine's
+        values[name] = known[name] if is_golden(name, known) else golden(name)
+    write_json(path, values)
+    for path, data in render_all().items():
+        if not path.exists() or path.read_bytes() != data:
+            write_atomically(path, data)
+            print(f"wrote {path}")
+
+
+def run(*command: str) -> None:
+    subprocess.run([sys.executable, *command], check=True)
+
+
+if __name__ == "__main__":
+    main()
