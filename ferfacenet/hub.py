@@ -56,8 +56,7 @@ def _registry() -> dict[str, dict[str, Any]]:
     """By name: the config's sha256, the weights' size and maybe the Hub's commit of the files."""
     path = _BUNDLED / "registry.json"
     with as_weights_error(path, _REINSTALL):
-        entries: dict[str, dict[str, Any]] = json.loads(path.read_bytes())
-    return entries
+        return dict(json.loads(path.read_bytes()))
 
 
 def list_pretrained() -> dict[str, PretrainedInfo]:
@@ -71,13 +70,14 @@ def list_pretrained() -> dict[str, PretrainedInfo]:
         config = read_config(_BUNDLED / name / CONFIG_FILE, entry["config_sha256"], _REINSTALL)
         with torch.device("meta"):
             model = ImprovedVGG19(**config.model_args)
+        bundled = (_BUNDLED / name / WEIGHTS_FILE).is_file()
         found[name] = PretrainedInfo(
             categories=config.categories,
             metrics=config.metrics,
             parameters=sum(parameter.numel() for parameter in model.parameters()),
             size=entry["size"],
             repo_id=repo_id(name),
-            bundled=(_BUNDLED / name / WEIGHTS_FILE).is_file(),
+            bundled=bundled,
         )
     return found
 

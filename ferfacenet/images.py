@@ -24,7 +24,7 @@ Image: TypeAlias = (
 )
 
 #: Most pixels a picture may have. Phones' 50 megapixels (8160x6120) pass; this and the limits below
-#: keep a process that reads one file under 1 GB, PyTorch's own 0.5 GB included.
+#: keep a process that reads one file to about 1 GB, PyTorch's own 0.5 GB included.
 MAX_PIXELS = 48 << 20
 
 #: Most bytes an encoded picture may have.

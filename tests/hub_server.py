@@ -1,8 +1,6 @@
-"""A small Hugging Face Hub on loopback, for the real client to talk to.
-
-It answers the routes that downloading and publishing a model use, keeps what is committed,
-records each request, and misbehaves on demand (:class:`Fault`).
-"""
+"""A small Hugging Face Hub on loopback, for the real client to talk to: it answers the routes that
+downloading and publishing a model use, keeps what is committed, records each request, and
+misbehaves on demand (:class:`Fault`)."""
 
 from __future__ import annotations
 
@@ -110,8 +108,8 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         path = unquote(urlsplit(self.path).path)
-        request = SimpleNamespace(method=self.command, path=path, headers=dict(self.headers))
-        self.server.requests.append(request)
+        asked = SimpleNamespace(method=self.command, path=path, headers=dict(self.headers))
+        self.server.requests.append(asked)
         matching = (f for f in self.server.faults if f[0] == self.command and path.endswith(f[1]))
         if taken := next(matching, None):
             self.server.faults.remove(taken)
@@ -132,6 +130,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         for line in ({"Content-Length": str(len(body))} | (headers or {}) | fault.headers).items():
             self.send_header(*line)
+        if fault.cut is not None or fault.body is not None:
+            self.send_header("Connection", "close")  # and does so
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(body[: fault.cut])
@@ -139,7 +139,6 @@ class _Handler(BaseHTTPRequestHandler):
             if fault.gate:
                 fault.gate.wait(60)
                 self.wfile.write(body[fault.cut :])
-            self.close_connection = fault.cut is not None or fault.body is not None
         raise _AnsweredError
 
     def send_json(self, value: object, status: int = 200) -> None:

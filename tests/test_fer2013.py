@@ -47,8 +47,7 @@ def test_the_csv_is_parsed_once(tmp_path: Path) -> None:
     path = write(tmp_path, csv_text(3, 2))
     first, cached = load(path), next((tmp_path / "cache").rglob("*.npz"))
     stamp = cached.stat().st_mtime_ns
-    assert load(path).fingerprint() == first.fingerprint()
-    assert cached.stat().st_mtime_ns == stamp
+    assert (load(path).fingerprint(), cached.stat().st_mtime_ns) == (first.fingerprint(), stamp)
     cached.write_bytes(cached.read_bytes()[:100])
     assert load(path).fingerprint() == first.fingerprint()
     path.write_text(csv_text(3, 2, seed=1))

@@ -81,12 +81,11 @@ def an_epoch(trainer: _trainer.Trainer) -> dict[str, Any]:
     return trainer.train_epoch(0, tqdm(disable=True))
 
 
-def test_a_run_leaves_config_metrics_curves_and_weights(whole: Path, tiny: Path) -> None:
+def test_a_run_leaves_config_metrics_and_weights(whole: Path, tiny: Path) -> None:
     config, lines = json.loads((whole / "config.json").read_text()), lines_of(whole)
     assert (config["data"], config["lr"], config["epochs"]) == (str(tiny), 0.03, 3)
     assert [line["epoch"] for line in lines] == [1, 2, 3]
-    assert {"loss", "train_accuracy", "public_accuracy", "lr", "images_per_second"} <= set(lines[0])
-    assert (whole / "curves.png").stat().st_size > 5000
+    assert {"loss", "train_accuracy", "public_accuracy", "lr"} <= set(lines[0])
     model = load_pretrained(whole / "weights")
     average = load_file(whole / "checkpoint.safetensors")["average.classifier.weight"]
     torch.testing.assert_close(model.classifier.weight, average, atol=1e-3, rtol=1e-3)
@@ -110,8 +109,6 @@ def test_a_stopped_run_resumes_bit_identical(whole: Path, tiny: Path, tmp_path: 
 def test_ctrl_c_waits_until_the_epoch_is_written(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = tmp_path / "run"
-
     def draw(history: list[dict[str, Any]], path: Path) -> None:
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(0)  # where Python would raise KeyboardInterrupt
@@ -119,9 +116,9 @@ def test_ctrl_c_waits_until_the_epoch_is_written(
 
     monkeypatch.setattr(train, "plot_curves", draw)
     with pytest.raises(SystemExit, match="130"):
-        train.main(["--data", str(tiny), "--out", str(run), *TINY])
-    assert (run / "curves.png").read_text() == "drawn"
-    assert len(lines_of(run)) == 1
+        train.main(["--data", str(tiny), "--out", str(tmp_path), *TINY])
+    assert (tmp_path / "curves.png").read_text() == "drawn"
+    assert len(lines_of(tmp_path)) == 1
 
 
 def test_wrong_arguments_are_named(whole: Path, tiny: Path, tmp_path: Path) -> None:
@@ -212,9 +209,9 @@ def test_rates_sizes_and_the_calm_end() -> None:
     assert rates == pytest.approx([0.01, 0.505, 1, 0.5, 0.0003], abs=1e-3)
     assert [Settings(sizes="32x2,40x1,44").size(epoch) for epoch in (1, 2, 3)] == [32, 40, 44]
     settings = Settings(epochs=100, calm=0.12, rotate=15.0, scale=0.3, shift=0.6, erase=0.5)
-    assert settings.augmented(87) is settings
     calm = settings.augmented(88)
     assert (calm.rotate, calm.scale, calm.shift, calm.erase) == pytest.approx((5, 0.1, 0.2, 0))
+    assert settings.augmented(87) is settings
 
 
 def test_other_architectures_and_options_train(tiny: Path, tmp_path: Path) -> None:
