@@ -28,15 +28,14 @@ from ferfacenet.model import ImprovedVGG19
 
 Precision = Literal["auto", "float32", "bfloat16"]
 
-_Layouts: TypeAlias = dict[object, tuple[Tensor, Tensor]]  # weights and biases
-
 _PART = 32  # views at once on a CPU; their maps stay in its cache
 # Winograd's form pays on maps of up to _LARGEST a side; on those of up to _SMALL, where the
 # weights outweigh the maps and that form's are up to 2.8 times as large, from _SHARING views on.
-_LARGEST, _SMALL, _SHARING = 12, 8, 4
+_LARGEST, _SMALL, _SHARING = 12, 6, 4
 
 # What is kept of a model: what tells its weights from later ones, weak references to them (a hook
 # of a tensor might hold the model), and them folded, in the layouts needed so far.
+_Layouts: TypeAlias = dict[object, tuple[Tensor, Tensor]]  # weights and biases
 _Kept: TypeAlias = tuple[list[object], list[ReferenceType[Tensor]], _Layouts]
 _kept: WeakKeyDictionary[nn.Module, _Kept] = WeakKeyDictionary()
 _lock = threading.Lock()
@@ -95,7 +94,7 @@ def prefers_bfloat16(device: torch.device) -> bool:
     if device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return False
     # Early versions of PyTorch do not say.
-    has: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    has: Any = getattr(torch.cpu, "get_capabilities", dict)()
     return any(has.get(name) for name in ("amx_bf16", "bf16"))
 
 
@@ -129,18 +128,17 @@ def _run(features: nn.Sequential, x: Tensor, layouts: _Layouts) -> Tensor:
         x = x.expand(-1, 2, -1, -1)  # the second meets weights of zero
     for place, module in enumerate(features):
         if isinstance(module, nn.Conv2d):
-            height, width = x.shape[2:]
-            small = suits_winograd and height == width <= _LARGEST
-            axis = _axis(width, n < _SHARING) if small else None
-            key = place, axis.form if axis else x.dtype
+            small = suits_winograd and x.shape[2] == x.shape[3] <= _LARGEST
+            form = _form(x.shape[3], n < _SHARING) if small else None
+            key = place, form.tile if form else x.dtype
             with _lock:
                 if key not in layouts:
                     weight, bias = _fold(module, features[place + 1])
-                    weight = axis.arrange(weight) if axis else weight.to(memory_format=last)
+                    weight = form.arrange(weight) if form else weight.to(memory_format=last)
                     layouts[key] = weight.to(x.dtype), bias.to(x.dtype)
                 weight, bias = layouts[key]
-            if axis:
-                x = _convolve(x.permute(2, 3, 0, 1).contiguous(), weight, axis)
+            if form:
+                x = _convolve(x.permute(2, 3, 0, 1).contiguous(), weight, form)
                 x = x.add_(bias).permute(2, 3, 0, 1)
             else:
                 x = F.conv2d(x.contiguous(memory_format=last), weight, bias, padding=1)
@@ -154,21 +152,20 @@ def _fold(conv: nn.Conv2d, norm: Any) -> tuple[Tensor, Tensor]:
     """Weight (C_out, C_in, 3, 3) and bias of the one convolution that equals the two modules."""
     vectors: Any = (conv.bias, norm.running_mean, norm.running_var, norm.weight, norm.bias)
     bias, mean, variance, scale, shift = (t.double() for t in vectors)
-    weight, bias = fuse_conv_bn_weights(
-        conv.weight.detach().float(), bias, mean, variance, norm.eps, scale, shift
-    )
+    weight = conv.weight.detach().float()
+    weight, bias = fuse_conv_bn_weights(weight, bias, mean, variance, norm.eps, scale, shift)
     # oneDNN takes several times as long over one channel as over that and an empty one.
     return F.pad(weight, (0, 0, 0, 0, 0, int(weight.shape[1] == 1))), bias
 
 
-class _Axis(NamedTuple):
-    """One axis of a square map, zero padding and all, in a form of few products:
-    output @ ((kernel @ taps) * (data @ x)) is the convolution of x with three taps."""
+class _Form(NamedTuple):
+    """How a square map is convolved with few products. On an axis, which stands in zeros, that is
+    output @ ((kernel @ taps) * (data @ x)); a small map takes both of its axes at once."""
 
-    form: int  # outputs of a tile; 0: of the one tile for two positions
-    data: Tensor  # (points * tiles, length)
+    tile: int  # outputs that a tile makes; 0: those of a whole axis of two
     kernel: Tensor  # (points, 3)
-    output: Tensor  # (length, points * tiles)
+    data: Tensor  # (points * tiles, side), or for both (points**2 * tiles**2, side**2)
+    output: Tensor  # (side, points * tiles) or (side**2, points**2 * tiles**2)
 
     def arrange(self, weight: Tensor) -> Tensor:
         """(C_out, C_in, 3, 3) to its values at each pair of points, (points**2, C_in, C_out)."""
@@ -177,42 +174,47 @@ class _Axis(NamedTuple):
 
 
 @cache
-def _axis(length: int, few: bool) -> _Axis:
-    """Toom and Cook's form for that many positions, at infinity and the first of the points 0, 1,
-    -1, 2 (more would lose digits): the one of the fewest products, or for ``few`` views of the
-    fewest weights."""
-    form = 1 if few and length <= _SMALL else min((3, 2), key=lambda m: -(-length // m) * (m + 2))
+def _form(side: int, few: bool) -> _Form:
+    """Toom and Cook's, at infinity and the first of the points 0, 1, -1, 2 (more would lose
+    digits): the one of the fewest products, or for ``few`` views of the fewest weights."""
+    tile = min((3, 2), key=lambda m: -(-side // m) * (m + 2))
+    if side == 2 or (few and side <= _SMALL):
+        tile = 1
     eye = partial(torch.eye, dtype=torch.float64, device="cpu")
 
     def powers(count: int) -> Tensor:
-        rows = [[float(x**i) for i in range(count)] for x in (0, 1, -1, 2)[: form + 1]]
+        rows = [[float(x**i) for i in range(count)] for x in (0, 1, -1, 2)[: tile + 1]]
         return torch.cat([eye(count).new_tensor(rows), eye(count)[-1:]])
 
-    if length == 2:
-        # The form for two taps, with the two positions in their place, and the taps in the map's.
-        form = 1
-        data, kernel, output = powers(2), torch.linalg.inv(powers(3)).mT, powers(2).mT.flip(0)
-        return _Axis(0, data.float(), kernel.float(), output.float())
-    tiles = -(-length // form)
-    # Each tile's window onto the axis, which stands in zeros.
-    windows = F.pad(eye(length), (0, 0, 1, tiles * form + 1 - length)).unfold(0, form + 2, form)
-    data = torch.einsum("sp,tls->ptl", torch.linalg.inv(powers(form + 2)), windows)
-    output = torch.einsum("po,tu->topu", powers(form), eye(tiles)).reshape(tiles * form, -1)
-    data, output = data.reshape(-1, length), output[:length]
-    return _Axis(form, data.float(), powers(3).float(), output.float())
+    if side == 2:
+        # That of two taps, with the two positions in their place, and the taps in the map's.
+        kernel, data = torch.linalg.inv(powers(3)).mT, powers(2)[:, None]
+        output = powers(2).mT.flip(0)[..., None]
+    else:
+        kernel, tiles = powers(3), -(-side // tile)
+        room = (0, 0, 1, tiles * tile + 1 - side)
+        windows = F.pad(eye(side), room).unfold(0, tile + 2, tile)  # each tile's onto the axis
+        data = torch.einsum("sp,tis->pti", torch.linalg.inv(powers(tile + 2)), windows)
+        output = torch.einsum("po,tu->topu", powers(tile), eye(tiles)).flatten(0, 1)[:side]
+    if side <= _SMALL:
+        data = torch.einsum("pti,quj->qptuij", data, data).flatten(0, 2)
+        output = torch.einsum("ipt,jqu->ijqptu", output, output).flatten(0, 1)
+    data, output = data.flatten(0, 1).flatten(1), output.flatten(1)
+    return _Form(0 if side == 2 else tile, kernel.float(), data.float(), output.float())
 
 
-def _convolve(x: Tensor, weight: Tensor, axis: _Axis) -> Tensor:
+def _convolve(x: Tensor, weight: Tensor, form: _Form) -> Tensor:
     """A contiguous map (side, side, N, C_in) to (side, side, N, C_out)."""
-    _, data, kernel, output = axis
+    _, kernel, data, output = form
     side, _, n, channels = x.shape
     points = len(kernel)
-    # Along the columns, then along the rows, ...
+    if side <= _SMALL:
+        x = torch.bmm((data @ x.view(side**2, -1)).view(points**2, -1, channels), weight)
+        return (output @ x.view(len(data), -1)).view(side, side, n, -1)
+    # Along the columns, then along the rows; a product over channels for each pair of points; back.
     x = torch.bmm(data.expand(side, -1, -1), x.view(side, side, -1))
     x = torch.bmm(data.expand(points, -1, -1), x.view(side, points, -1).transpose(0, 1))
-    # ... a product over channels for each pair of points, ...
     x = torch.bmm(x.view(points**2, -1, channels), weight)
-    # ... and back along the rows and along the columns.
     x = torch.bmm(output.expand(points, -1, -1), x.view(points, len(data), -1))
     x = x.transpose(0, 1).reshape(side, len(data), -1)
     return torch.bmm(output.expand(side, -1, -1), x).view(side, side, n, -1)

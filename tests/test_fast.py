@@ -101,7 +101,7 @@ def test_equals_a_model_of_another_dtype(model: ImprovedVGG19, dtype: torch.dtyp
 def test_in_whatever_mode_the_caller_is(model: ImprovedVGG19) -> None:
     x = views(9)
     expected = plain(model, x)
-    fast._axis.cache_clear()
+    fast._form.cache_clear()
     with torch.inference_mode(), torch.device("meta"):
         inside = fastly(model, x)
     with torch.autocast("cpu", torch.bfloat16):
