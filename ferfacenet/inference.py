@@ -163,15 +163,12 @@ def predict_proba(
 @contextmanager
 def _forward(model: nn.Module, precision: Precision) -> Iterator[Callable[[Tensor], Tensor]]:
     """The model in eval mode as a function of views on any device, to float32 logits."""
-    fast = fast_forward(model, precision)
-    if fast is not None:
-        yield fast
-        return
     like = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(0))
     # The caller's own autocast must not change the answer behind ``precision``'s back.
     narrow = precision == "bfloat16"
     with _evaluating(model), torch.autocast(like.device.type, torch.bfloat16, enabled=narrow):
-        yield lambda x: model(x.to(like.device, like.dtype)).float()
+        fast = fast_forward(model, precision)
+        yield fast or (lambda x: model(x.to(like.device, like.dtype)).float())
 
 
 def _prepare(
@@ -252,7 +249,7 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
     """Hold the model in eval mode; then put every submodule back into the mode it had."""
     with _evaluated_lock:
         count, modes = _evaluated.get(id(model)) or (0, [(m, m.training) for m in model.modules()])
-        if not count:
+        if not count and any(training for _, training in modes):
             model.eval()
         _evaluated[id(model)] = (count + 1, modes)
     try:

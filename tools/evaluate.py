@@ -108,7 +108,7 @@ def cross_fitted_ece(logits: Tensor, labels: Tensor) -> float:
     probabilities = logits.new_empty(logits.shape[0], logits.shape[2])
     for mask in (halves, ~halves):
         probabilities[mask] = average(logits[mask], fit_temperature(logits[~mask], labels[~mask]))
-    return calibration(probabilities.double().numpy(), labels.numpy())[0]
+    return round(calibration(probabilities.double().numpy(), labels.numpy())[0], 6)
 
 
 def choose(faces: Faces, split: str, holdout: float = 0.0) -> tuple[Faces, npt.NDArray[np.bool_]]:
@@ -141,7 +141,7 @@ def evaluate(
         "accuracy": {name: float(of.mean()) for name, of in right.items()},
         "accuracy_deduplicated": {name: float(of[fresh].mean()) for name, of in right.items()},
         "ece": {
-            name: calibration(found.double().numpy(), part.labels)[0]
+            name: round(calibration(found.double().numpy(), part.labels)[0], 6)
             for name, found in answers.items()
         },
         **per_class(part.labels.tolist(), predicted.tolist(), names),
