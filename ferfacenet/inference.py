@@ -10,9 +10,11 @@ from contextlib import closing, contextmanager
 from itertools import islice
 from typing import Any, Literal, TypeAlias, get_args
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ferfacenet.faces import frame_largest_face
 from ferfacenet.fast import Precision, fast_forward
 from ferfacenet.images import Image, decode, describe
 from ferfacenet.transforms import CROP, SIZE, TTA, centre_square, resize, to_gray, views
@@ -74,12 +76,9 @@ def preprocess(image: Image, *, align: Align = "auto") -> Tensor:
         TypeError: ``image`` is none of the above.
         ImportError: ``align=True`` without the ``faces`` extra; says what to install.
     """
-    if align not in ("auto", True, False):
-        raise ValueError(f"align must be 'auto', True or False, got {align!r}")
+    _check("align", align, get_args(Align))
     pixels = decode(image)
     if align is True or (align == "auto" and pixels.shape[-2:] != (SIZE, SIZE)):
-        from ferfacenet.faces import frame_largest_face
-
         face = frame_largest_face(pixels, describe(image), required=align is True)
         if face is not None:
             return face
@@ -131,16 +130,12 @@ def predict_proba(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    if tta not in ("flip", "ten_crop", None):
-        raise ValueError(f"tta must be 'flip', 'ten_crop' or None, got {tta!r}")
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
         raise ValueError(f"batch_size must be an integer of at least 1, got {batch_size!r}")
-    if errors not in ("raise", "coerce"):
-        raise ValueError(f"errors must be 'raise' or 'coerce', got {errors!r}")
-    if align not in ("auto", True, False):
-        raise ValueError(f"align must be 'auto', True or False, got {align!r}")
-    if precision not in get_args(Precision):
-        raise ValueError(f"precision must be one of {get_args(Precision)}, got {precision!r}")
+    _check("tta", tta, (*get_args(TTA), None))
+    _check("errors", errors, get_args(Errors))
+    _check("align", align, get_args(Align))  # or else a coerced error of every image
+    _check("precision", precision, get_args(Precision))
     _predicted.set()
     rows = []
     count = {"ten_crop": 10, "flip": 2, None: 1}[tta]
@@ -158,6 +153,11 @@ def predict_proba(
             # The model itself says how many columns its empty answer has.
             return forward(torch.zeros(0, 1, CROP, CROP, device="cpu")).cpu()
         return torch.cat(rows)
+
+
+def _check(name: str, value: object, allowed: tuple[object, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {allowed}, got {value!r}")
 
 
 @contextmanager
@@ -181,7 +181,6 @@ def _prepare(
     """
     shape = (1, SIZE, SIZE)
     if isinstance(images, Tensor) and images.is_floating_point() and images.shape[1:] == shape:
-        # No images at all would split into one batch of none.
         yield from images.detach().float().split(size) if len(images) else ()
         return
     one = _is_one(images)
@@ -224,22 +223,18 @@ def _prepare(
 
 def _is_one(images: Any) -> bool:
     """Whether this is one image and not several (files and strings are iterable too)."""
-    import numpy as np
-
-    if isinstance(images, (str, bytes, bytearray, memoryview, os.PathLike)):
+    files = str, bytes, bytearray, memoryview, os.PathLike
+    if isinstance(images, files) or hasattr(images, "read"):
         return True
-    if hasattr(images, "read"):
-        return True
-    if isinstance(images, Tensor) or (
-        isinstance(images, np.ndarray) and images.dtype.kind not in "OUST"  # objects and strings
-    ):
+    if isinstance(images, np.ndarray) and images.dtype.kind in "OUST":  # objects and strings
+        return False
+    if isinstance(images, (Tensor, np.ndarray)):
         return images.ndim < 4
     return not (hasattr(images, "__iter__") or hasattr(images, "__getitem__"))
 
 
-# Models that some call has put into eval mode, by id: how many calls still need it, and the modes
-# to return to. Calls on one model from several threads share an entry, so that the first to
-# finish does not put the model back into train mode under the others.
+# By a model's id: how many calls need it in eval mode, and the modes to return to. Threads share
+# an entry, so that the first to finish does not put the model back into train mode under others.
 _evaluated: dict[int, tuple[int, list[tuple[nn.Module, bool]]]] = {}
 _evaluated_lock = threading.Lock()
 
