@@ -17,7 +17,16 @@ from torch import Tensor, nn
 from ferfacenet.faces import frame_largest_face
 from ferfacenet.fast import Precision, fast_forward
 from ferfacenet.images import Image, decode, describe
-from ferfacenet.transforms import CROP, SIZE, TTA, centre_square, resize, to_gray, views
+from ferfacenet.transforms import (
+    CROP,
+    SIZE,
+    TTA,
+    VIEW_COUNTS,
+    centre_square,
+    resize,
+    to_gray,
+    views,
+)
 
 Align: TypeAlias = Literal["auto", True, False]
 Errors: TypeAlias = Literal["raise", "coerce"]
@@ -132,14 +141,13 @@ def predict_proba(
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
         raise ValueError(f"batch_size must be an integer of at least 1, got {batch_size!r}")
-    _check("tta", tta, (*get_args(TTA), None))
+    _check("tta", tta, tuple(VIEW_COUNTS))
     _check("errors", errors, get_args(Errors))
     _check("align", align, get_args(Align))  # or else a coerced error of every image
     _check("precision", precision, get_args(Precision))
     _predicted.set()
     rows = []
-    count = {"ten_crop": 10, "flip": 2, None: 1}[tta]
-    batches = _prepare(images, align, errors, max(1, batch_size // count))
+    batches = _prepare(images, align, errors, max(1, batch_size // VIEW_COUNTS[tta]))
     with torch.no_grad(), closing(batches), _forward(model, precision) as forward:
         for batch in batches:
             crops = views(batch, tta)

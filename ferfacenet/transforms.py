@@ -15,6 +15,9 @@ SIZE, CROP = 48, 44
 #: The views of a face that are averaged; None in its place is the centre alone.
 TTA: TypeAlias = Literal["flip", "ten_crop"]
 
+#: How many views of each face there are by the ways to take them.
+VIEW_COUNTS: dict[TTA | None, int] = {None: 1, "flip": 2, "ten_crop": 10}
+
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow's mode L
 
 

@@ -42,7 +42,7 @@ def test_the_file_keeps_what_the_same_machine_measured(run: Any, tmp_path: Path)
     report = run("throughput")
     assert report["forward"] == rows
     kinds = [(row["images"], row["tta"]) for row in report["throughput"]]
-    assert kinds == [("tensors", tta) for tta in benchmark.MODES] + [("photos", "flip")]
+    assert kinds == [("tensors", tta) for tta in benchmark.VIEW_COUNTS] + [("photos", "flip")]
     (tmp_path / "benchmark.json").write_text(json.dumps(report | {"torch": "another"}))
     assert "throughput" not in run("forward")
 

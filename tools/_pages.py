@@ -256,7 +256,7 @@ def speed_line() -> str:
     rates = [
         f"{of['images_per_second']:.0f} with `{of['weights']}`"
         for of in found["throughput"]
-        if of.get("tta") == "flip" and of.get("images", "tensors") == "tensors"
+        if of["tta"] == "flip" and of["images"] == "tensors"
     ]
     return (
         f"Faces a second, two views each, on {found['threads']} threads of {found['machine']}: "

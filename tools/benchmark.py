@@ -42,7 +42,7 @@ from train import RECIPES, Config
 
 from ferfacenet import ImprovedVGG19, load_pretrained, predict_proba
 from ferfacenet.fast import fast_forward, prefers_bfloat16
-from ferfacenet.transforms import CROP, SIZE, TTA
+from ferfacenet.transforms import CROP, SIZE, TTA, VIEW_COUNTS
 from ferfacenet.weights import write_atomically
 
 Images: TypeAlias = npt.NDArray[np.uint8]  # (N, 48, 48)
@@ -52,8 +52,6 @@ Row: TypeAlias = dict[str, Any]
 ROOT = Path(__file__).parents[1]
 PHOTO = ROOT / "docs" / "images" / "astronaut.jpg"
 
-#: The view modes, and how many views of each image they have.
-MODES: dict[TTA | None, int] = {None: 1, "flip": 2, "ten_crop": 10}
 ROUNDS = 5  # in each of which every call has its turn
 
 
@@ -132,7 +130,7 @@ def time_throughput(bench: Bench) -> list[Row]:
         rows.append({"weights": name, "tta": tta, "images": source, "images_per_second": rate})
 
     for name in bench.models:
-        for tta, views in MODES.items():
+        for tta, views in VIEW_COUNTS.items():
             add(name, tta, "tensors", torch.rand(max(1, bench.largest // views), 1, SIZE, SIZE))
     for name in bench.models:
         add(name, "flip", "photos", [PHOTO] * max(1, bench.largest // 16))
@@ -143,10 +141,10 @@ def time_tta(bench: Bench) -> list[Row]:
     image = make_images(1)
     rows: list[Row] = []
     for name, model in bench.models.items():
-        readers = {f"tta={tta}": partial(read, model, tta) for tta in MODES}
+        readers = {f"tta={tta}": partial(read, model, tta) for tta in VIEW_COUNTS}
         calls = {mode: partial(reader, image) for mode, reader in readers.items()}
         times = bench.time("tta, one image", name, calls)
-        for tta, (mode, reader) in zip(MODES, readers.items(), strict=True):
+        for tta, (mode, reader) in zip(VIEW_COUNTS, readers.items(), strict=True):
             row = {"weights": name, "tta": tta, "ms": times[mode]}
             if bench.public is not None:
                 row["accuracy"] = accuracy(reader, bench.public, f"{name}, {mode}")

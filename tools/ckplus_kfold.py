@@ -120,17 +120,14 @@ def summarise(
 ) -> dict[str, Any]:
     """All figures of the tested images, ``part``, whose splits are the folds, by the ``logits``
     (N, 10, 7) of networks that did not see them; ``accuracy_by_fold`` is of ten crops (IV-C)."""
-    labels, default = torch.from_numpy(part.labels), logits[:, evaluate.VIEWS["flip"]]
-    model.temperature.fill_(evaluate.fit_temperature(default, labels))
-    found = evaluate.evaluate(part, np.ones(len(part), bool), model, logits)
-    right = (evaluate.average(logits, 1.0).argmax(1) == labels).numpy()
+    found = evaluate.evaluate(part, np.ones(len(part), bool), model, logits, fit=True)
+    right = evaluate.average(logits, 1.0).argmax(1).numpy() == part.labels
     by_fold = [float(right[part.splits == fold].mean()) for fold in range(config.n_folds)]
     result = {
         "split": f"{config.n_folds} folds by {config.protocol}, pooled",
         "init": name_of(config.init),
         "epochs": config.epochs,
         **{name: value for name, value in found.items() if "deduplicated" not in name},
-        "ece_cross_fitted": evaluate.cross_fitted_ece(default, labels),
         "accuracy_fold_mean": float(np.mean(by_fold)),
         "accuracy_fold_sd": float(np.std(by_fold, ddof=1)),
         "accuracy_by_fold": by_fold,
@@ -216,9 +213,8 @@ def main(arguments: list[str] | None = None) -> None:
         rows.append(row + [f"{chance:.5f}" for chance in chances])
     write_atomically(out / "predictions.csv", "".join(",".join(r) + "\n" for r in rows).encode())
     result = summarise(model, config, part, logits, out) | {"command": state["command"]}
-    text = json.dumps(result, indent=2)
-    write_atomically(out / "result.json", (text + "\n").encode())
-    print(text)
+    evaluate.write_json(out / "result.json", result)
+    print(json.dumps(result, indent=2))
 
 
 if __name__ == "__main__":

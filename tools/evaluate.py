@@ -24,8 +24,8 @@ import numpy.typing as npt
 import torch
 from _fer2013 import SPLITS, Faces, hold_out, load
 from _figures import plot_confusion, plot_reliability
-from _scores import per_class
 from scipy.optimize import minimize_scalar
+from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 from torch import Tensor
 from tqdm import tqdm
 
@@ -40,16 +40,12 @@ VIEWS = {"flip": [4, 9], "ten_crop": [*range(10)], "none": [4]}
 
 
 def predict(
-    model: ImprovedVGG19,
-    images: npt.NDArray[np.uint8],
-    tta: TTA | None,
-    title: str,
-    precision: Precision = "auto",
+    model: ImprovedVGG19, images: npt.NDArray[np.uint8], tta: TTA | None, title: str
 ) -> Tensor:
     """``predict_proba`` of (N, 48, 48) faces, with a progress bar: (N, C)."""
     x = torch.tensor(images)[:, None] / 255
     parts = tqdm(x.split(256), desc=title, leave=False, disable=not sys.stderr.isatty())
-    return torch.cat([predict_proba(model, part, tta=tta, precision=precision) for part in parts])
+    return torch.cat([predict_proba(model, part, tta=tta) for part in parts])
 
 
 @torch.no_grad()
@@ -123,18 +119,30 @@ def choose(faces: Faces, split: str, holdout: float = 0.0) -> tuple[Faces, npt.N
 
 
 def evaluate(
-    part: Faces, fresh: npt.NDArray[np.bool_], model: ImprovedVGG19, logits: Tensor
+    part: Faces,
+    fresh: npt.NDArray[np.bool_],
+    model: ImprovedVGG19,
+    logits: Tensor,
+    fit: bool = False,
 ) -> dict[str, Any]:
     """All figures of a split: by each way to take views, with and without the images that are not
-    ``fresh``; confusion and classes by the default way. ``logits`` are those of the ten crops."""
+    ``fresh``; confusion and classes by the default way. ``logits`` are those of the ten crops.
+    With ``fit`` the model's temperature is fitted to them first, for the default way."""
+    default, labels = logits[:, VIEWS["flip"]], torch.tensor(part.labels)
+    if fit:
+        model.temperature.fill_(fit_temperature(default, labels))
     names = list(model.categories or map(str, range(model.num_classes)))
     temperature = round(model.temperature.item(), 4)
     answers = {name: average(logits[:, which], temperature) for name, which in VIEWS.items()}
     right = {name: found.argmax(1).numpy() == part.labels for name, found in answers.items()}
     predicted = answers["flip"].argmax(1).numpy()
-    confusion = np.zeros((len(names), len(names)), int)
-    np.add.at(confusion, (part.labels, predicted), 1)
-    return {
+    classes = range(len(names))
+    scores = precision_recall_fscore_support(
+        part.labels, predicted, labels=classes, zero_division=0
+    )
+    keys = ("precision", "recall", "f1", "support")
+    by_class = zip(*(column.tolist() for column in scores), strict=True)
+    found = {
         "images": len(part),
         "images_deduplicated": int(fresh.sum()),
         "temperature": temperature,
@@ -144,9 +152,14 @@ def evaluate(
             name: round(calibration(found.double().numpy(), part.labels)[0], 6)
             for name, found in answers.items()
         },
-        **per_class(part.labels.tolist(), predicted.tolist(), names),
-        "confusion": confusion.tolist(),
+        "macro_f1": float(scores[2].mean()),
+        "per_class": {
+            name: dict(zip(keys, row, strict=True))
+            for name, row in zip(names, by_class, strict=True)
+        },
+        "confusion": confusion_matrix(part.labels, predicted, labels=classes).tolist(),
     }
+    return found | {"ece_cross_fitted": cross_fitted_ece(default, labels)} if fit else found
 
 
 def draw(result: dict[str, Any], part: Faces, logits: Tensor, folder: Path) -> None:
@@ -189,13 +202,8 @@ def main(arguments: list[str] | None = None) -> None:
     model = load_pretrained(options.weights, device=options.device)
     part, fresh = choose(load(options.data), options.split, options.holdout)
     logits = crop_logits(model, part.images, precision=options.precision)
-    labels = torch.tensor(part.labels)
-    if options.fit_temperature:
-        model.temperature.fill_(fit_temperature(logits[:, VIEWS["flip"]], labels))
     split = f"Hold-out {options.holdout:g} of Training" if options.holdout else options.split
-    result = {"split": split} | evaluate(part, fresh, model, logits)
-    if options.fit_temperature:
-        result["ece_cross_fitted"] = cross_fitted_ece(logits[:, VIEWS["flip"]], labels)
+    result = {"split": split} | evaluate(part, fresh, model, logits, options.fit_temperature)
     if options.against:
         other = load_pretrained(options.against, device=options.device)
         found = crop_logits(other, part.images, "other crops", options.precision)
@@ -203,9 +211,13 @@ def main(arguments: list[str] | None = None) -> None:
     result["command"] = record_command("evaluate.py", arguments)
     options.out.mkdir(parents=True, exist_ok=True)
     draw(result, part, logits, options.out)
-    text = json.dumps(result, indent=2)
-    write_atomically(options.out / "evaluation.json", (text + "\n").encode())
-    print(text)
+    write_json(options.out / "evaluation.json", result)
+    print(json.dumps(result, indent=2))
+
+
+def write_json(path: Path, value: object) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, (json.dumps(value, indent=2) + "\n").encode())
 
 
 def record_command(script: str, arguments: list[str] | None) -> str:

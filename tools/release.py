@@ -29,14 +29,12 @@ from _cards import card
 from _fer2013 import SPLITS, load
 from _settings import name_of
 from evaluate import (
-    VIEWS,
     choose,
     count_differences,
     crop_logits,
-    cross_fitted_ece,
     draw,
     evaluate,
-    fit_temperature,
+    write_json,
 )
 from PIL import Image
 
@@ -50,11 +48,6 @@ _FITTED = " The temperature was fitted on PublicTest"
 _SCORED = "; PrivateTest was scored once, when they had been chosen."
 
 
-def write_json(path: Path, value: object) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, (json.dumps(value, indent=2) + "\n").encode())
-
-
 def measure(source: Path, name: str, data: Path, device: str) -> tuple[float, dict[str, float]]:
     """Write docs/results/NAME; the temperature and the accuracies of config.json."""
     model, faces = load_pretrained(source, device=device), load(data)
@@ -66,17 +59,14 @@ def measure(source: Path, name: str, data: Path, device: str) -> tuple[float, di
             (out / f"{key}.json").unlink(missing_ok=True)  # of other weights
             continue
         part, fresh = choose(faces, split)
-        logits, labels = crop_logits(model, part.images, split), torch.tensor(part.labels)
-        result: dict[str, Any] = {"split": split}
-        if key == "public":
-            both = logits[:, VIEWS["flip"]]
-            model.temperature.fill_(round(fit_temperature(both, labels), 4))
-            result["ece_cross_fitted"] = cross_fitted_ece(both, labels)
+        logits = crop_logits(model, part.images, split)
+        fit = key == "public"
+        result = {"split": split} | evaluate(part, fresh, model, logits, fit)
+        if fit:
             precise = source.with_name("weights-float32")
             if source.name == "weights" and precise.is_dir():
                 other = crop_logits(load_pretrained(precise, device=device), part.images)
                 result["decisions_changed_by_rounding"] = count_differences(logits, other)
-        result |= evaluate(part, fresh, model, logits)
         metrics |= {f"{split} {tta} accuracy": round(v, 5) for tta, v in result["accuracy"].items()}
         write_json(out / f"{key}.json", result)
         draw(result, part, logits, out)
@@ -153,13 +143,13 @@ def find_stale() -> list[str]:
     """The files that are not what this script would write."""
     written = render_all().items()
     stale = [str(p) for p, data in written if not p.is_file() or p.read_bytes() != data]
-    weights = _pages.ROOT / "ferfacenet" / "weights"
+    weights, configs = _pages.ROOT / "ferfacenet" / "weights", _pages.read_configs()
     known = json.loads((_pages.ROOT / "tests" / "golden.json").read_text())
     for name, entry in json.loads((weights / "registry.json").read_text()).items():
         if not entry.items() >= registry_entry(weights / name).items():
             stale.append(f"{weights / 'registry.json'} ({name})")
         digest = hashlib.sha256((weights / name / WEIGHTS_FILE).read_bytes()).hexdigest()
-        if digest != _pages.read_configs()[name].weights_sha256:
+        if digest != configs[name].weights_sha256:
             stale.append(str(weights / name / WEIGHTS_FILE))
         if not is_golden(name, known):
             stale.append(f"tests/golden.json ({name})")
