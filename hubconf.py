@@ -2,7 +2,8 @@
 
 >>> import torch
 >>> model = torch.hub.load(".", "improved_vgg19", source="local")
->>> predict_proba = torch.hub.load(".", "predict_proba", source="local")
+>>> predict_faces = torch.hub.load(".", "predict_faces", source="local")
+>>> faces = predict_faces(model, "photo.jpg")  # doctest: +SKIP
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from ferfacenet import ImprovedVGG19
+    from ferfacenet import Face, ImprovedVGG19
 
-dependencies = ["torch", "numpy", "PIL", "safetensors"]
+dependencies = ["torch", "torchvision", "numpy", "PIL", "safetensors"]
 
 
 def improved_vgg19(weights: str = "fer2013", **options: object) -> ImprovedVGG19:
@@ -60,3 +61,15 @@ def predict_proba() -> Callable[..., Tensor]:
     from ferfacenet import predict_proba
 
     return predict_proba
+
+
+def predict_faces() -> Callable[..., list[Face]]:
+    """The function that reads every face of a photo.
+
+    Returns:
+        ``ferfacenet.predict_faces``: ``predict_faces(model, image)`` returns a list of faces with
+        ``box``, ``label``, ``confidence`` and ``probabilities``; an empty one if there are none.
+    """
+    from ferfacenet import predict_faces
+
+    return predict_faces

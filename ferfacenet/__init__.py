@@ -1,15 +1,21 @@
-"""Facial expression recognition: seven probabilities for a face, offline.
+"""Facial expression recognition: every face of a photo, read offline.
 
 >>> import ferfacenet
 >>> model = ferfacenet.load_pretrained()
->>> ferfacenet.predict_proba(model, "photo.jpg")  # doctest: +SKIP
+>>> for face in ferfacenet.predict_faces(model, "photo.jpg"):  # doctest: +SKIP
+...     print(face.box, face.label, face.confidence)
 """
 
-from ferfacenet.faces import Face, detect_faces
-from ferfacenet.hub import list_pretrained, load_pretrained
-from ferfacenet.inference import predict_proba, preprocess
-from ferfacenet.model import ImprovedVGG19
-from ferfacenet.weights import WeightsError, save_pretrained
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ferfacenet.faces import Face, detect_faces
+    from ferfacenet.hub import list_pretrained, load_pretrained
+    from ferfacenet.inference import predict_faces, predict_proba, preprocess
+    from ferfacenet.model import ImprovedVGG19
+    from ferfacenet.plots import plot_faces
+    from ferfacenet.weights import WeightsError, save_pretrained
 
 __version__ = "0.1.0"
 
@@ -20,7 +26,32 @@ __all__ = [
     "detect_faces",
     "list_pretrained",
     "load_pretrained",
+    "plot_faces",
+    "predict_faces",
     "predict_proba",
     "preprocess",
     "save_pretrained",
 ]
+
+_HOMES = {
+    "faces": ("Face", "detect_faces"),
+    "hub": ("list_pretrained", "load_pretrained"),
+    "inference": ("predict_faces", "predict_proba", "preprocess"),
+    "model": ("ImprovedVGG19",),
+    "plots": ("plot_faces",),
+    "weights": ("WeightsError", "save_pretrained"),
+}
+
+
+def __getattr__(name: str) -> object:
+    """The public names, each imported when it is first used: torch takes seconds, which the
+    command line's ``--help`` need not wait for."""
+    for home, names in _HOMES.items():
+        if name in names:
+            value = globals()[name] = getattr(import_module(f"ferfacenet.{home}"), name)
+            return value
+    raise AttributeError(f"module 'ferfacenet' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

@@ -1,125 +1,176 @@
-"""The ``ferfacenet`` command: the expressions in photos, as bars, JSON lines or plots."""
+"""The ``ferfacenet`` command: the expressions in photos, as bars, JSON lines, CSV or plots."""
 
 from __future__ import annotations
 
 import argparse
+import csv
+import io
 import json
+import math
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+import ferfacenet
 
-from ferfacenet import (
-    Face,
-    ImprovedVGG19,
-    WeightsError,
-    __version__,
-    detect_faces,
-    load_pretrained,
-    predict_proba,
-    preprocess,
-)
-from ferfacenet.images import decode, read_image, suffixes
-from ferfacenet.transforms import SIZE
+if TYPE_CHECKING:
+    from ferfacenet import Face, ImprovedVGG19
 
 _EXAMPLE = """\
 examples:
   ferfacenet photo.jpg                    the probabilities as bars, one block a face
-  ferfacenet photo.jpg --plot out.png     and the photo beside its histogram
+  ferfacenet photo.jpg --plot out.png     and the photo with its histograms
   ferfacenet --json holiday/ > out.jsonl  every photo in a folder, one JSON object a line
 
-The exit status is 0, 1 if an image could not be read (the others are still done), or 2 if
-the command itself is wrong. Faces are found with the extra: pip install ".[faces]"
+The exit status is 0, also where there is no face; 1 if an image could not be read (the others
+are still done), or 2 if the command itself is wrong.
 """
-#: Images whose faces are predicted together.
-_CHUNK = 16
+#: Images whose faces are read together, and threads that look for them.
+_CHUNK, _THREADS = 16, min(4, os.cpu_count() or 1)
 _BAR = 40
-
-
-@dataclass(frozen=True)
-class _Reading:
-    """A picture with what is to be predicted in it; ``faces`` is empty where the picture
-    itself, or its centre square, is the one face."""
-
-    path: Path
-    faces: list[Face]
-    inputs: Tensor
+_FACE = ("x0", "y0", "x1", "y1", "score", "label", "confidence")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a file name that the console cannot show
+            stream.reconfigure(errors="backslashreplace")
     options = _parser().parse_args(arguments)
     try:
-        paths = list(_expand(options.images))
-        plots = _plot_paths(options.plot, paths)
-        model = load_pretrained(options.weights, device=options.device)
-    except (ValueError, WeightsError, RuntimeError) as error:
-        print(f"ferfacenet: {error}", file=sys.stderr)
-        return 2
-    try:
+        try:
+            _check(options)
+            paths = list(_expand(options.images))
+            plots = _plot_paths(options.plot, paths)
+            model = ferfacenet.load_pretrained(options.weights, device=options.device)
+        except (ValueError, OSError, ImportError, RuntimeError) as error:
+            print(f"ferfacenet: {error}", file=sys.stderr)
+            return 2
         return _run(model, paths, plots, options)
     except BrokenPipeError:  # the reader, head for instance, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:
+        print("ferfacenet: interrupted", file=sys.stderr)
         return 130
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="ferfacenet",
-        description="Read the expressions of the faces in photos.",
+        description="Read the expressions of all faces in photos.",
         epilog=_EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="file or folder")
-    parser.add_argument("--json", action="store_true", help="one JSON object a line")
-    parser.add_argument(
-        "--plot", type=Path, metavar="OUT",
-        help="draw the photo beside its histogram: a picture file, or a folder for many images",
-    )  # fmt: skip
-    parser.add_argument(
+    add = parser.add_argument
+    add("images", nargs="+", type=Path, metavar="IMAGE", help="file or folder")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="one JSON object a picture and line")
+    form.add_argument("--csv", action="store_true", help="one line a face, under a header")
+    add(
+        "--plot",
+        type=Path,
+        metavar="OUT",
+        help="draw the photo with its histograms: a picture file, or a folder for many images",
+    )
+    add("--top", type=int, metavar="N", help="show the N likeliest expressions only, as bars")
+    add(
+        "--min-score",
+        type=float,
+        default=0.6,
+        metavar="S",
+        help="the least the detector is sure of a face, to 1 (%(default)s)",
+    )
+    add(
+        "--min-size",
+        type=float,
+        metavar="PX",
+        help="side of the smallest face (20, or more in a picture above 2.5 megapixels)",
+    )
+    add("--max-faces", type=int, metavar="N", help="at most so many faces of each picture")
+    add(
+        "--min-confidence",
+        type=float,
+        default=0.0,
+        metavar="P",
+        help='the label of a face that is less sure than this is "unsure"',
+    )
+    add(
         "--weights",
         default="fer2013",
         help="name, folder, .safetensors file or Hub id (%(default)s)",
     )
-    parser.add_argument(
-        "--tta", choices=("flip", "ten_crop", "none"), default="flip",
+    add(
+        "--tta",
+        choices=("flip", "ten_crop", "none"),
+        default="flip",
         help="views of each face that are averaged (%(default)s)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--align", choices=("auto", "always", "never"), default="auto",
-        help="find and level faces: always; never (take the centre square); or auto, unless the "
-        "image already is a face crop (%(default)s)",
-    )  # fmt: skip
-    parser.add_argument("--device", default="cpu", help="for instance cuda (%(default)s)")
-    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
-    return parser
+    )
+    add(
+        "--align",
+        choices=("auto", "never"),
+        default="auto",
+        help="auto: find the faces; never: take the centre square of each picture for one",
+    )
+    add("--device", default="cpu", help="for instance cuda (%(default)s)")
+    add("--version", action="version", version=f"%(prog)s {ferfacenet.__version__}")
+    return parser  # fmt: skip
+
+
+def _check(options: argparse.Namespace) -> None:
+    from ferfacenet.faces import check_limits
+
+    check_limits(options.min_size, options.min_score, options.max_faces)
+    if options.top is not None and options.top < 1:
+        raise ValueError(f"--top must be at least 1, got {options.top}")
 
 
 def _expand(images: Sequence[Path]) -> Iterator[Path]:
     """Files as they are, folders as the pictures below them, by name."""
+    from ferfacenet.images import suffixes
+
+    with suppress(ImportError):  # the photos of iPhones, where somebody has installed it
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
+    known = suffixes()
     for image in images:
         if not image.is_dir():
             yield image
             continue
-        inside = sorted(p for p in image.rglob("*") if p.suffix.lower() in suffixes())
-        if not inside:
+        inside = sorted(path for path in image.rglob("*") if path.is_file())
+        # macOS leaves ._photo.jpg beside photo.jpg on other file systems.
+        pictures = [p for p in inside if p.suffix.lower() in known and p.name[:2] != "._"]
+        if not pictures:
             raise ValueError(f"{image}: no pictures in this folder")
-        yield from inside
+        if skipped := Counter(p.suffix.lower() or p.name for p in set(inside) - set(pictures)):
+            note = f"{image}: skipped {skipped.total()} other files ({', '.join(sorted(skipped))})"
+            hint = "; pip install pillow-heif to read .heic" if ".heic" in skipped else ""
+            print(f"ferfacenet: {note}{hint}", file=sys.stderr)
+        yield from pictures
 
 
 def _plot_paths(out: Path | None, paths: Sequence[Path]) -> dict[Path, Path]:
     """Where the plot of each picture goes; empty if none is wanted."""
     if out is None:
         return {}
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError('--plot needs matplotlib: pip install ".[plot]"') from error
     if len(paths) == 1 and not out.is_dir():
+        known = Figure().canvas.get_supported_filetypes()
+        if out.suffix[1:].lower() not in known:
+            raise ValueError(f"--plot {out}: the name must end in one of {', '.join(known)}")
+        if not out.parent.is_dir():
+            raise ValueError(f"--plot {out}: there is no folder {out.parent}")
         return {paths[0]: out}
     if out.suffix and not out.is_dir():
         raise ValueError(f"--plot {out}: for {len(paths)} images name a folder")
@@ -142,103 +193,112 @@ def _run(
     plots: dict[Path, Path],
     options: argparse.Namespace,
 ) -> int:
-    tta = None if options.tta == "none" else options.tta
-    failed = False
-    left = iter(paths)
     from tqdm import tqdm
 
-    many = len(paths) > _CHUNK and sys.stderr.isatty()
-    with tqdm(total=len(paths), unit="img", disable=not many, file=sys.stderr) as bar:
+    from ferfacenet.inference import read_faces
+
+    tta = None if options.tta == "none" else options.tta
+    failed, left = False, iter(paths)
+
+    def find(path: Path) -> list[Face] | Exception:
+        try:
+            return _find(path, model, options)
+        except (ValueError, OSError) as error:
+            return error
+
+    options.columns = model.num_classes
+    if options.csv:
+        names = model.categories or map(str, range(model.num_classes))
+        _say(_csv_line(["image", *_FACE, *names]))
+    many = len(paths) > 1 and sys.stderr.isatty()
+    bar = tqdm(total=len(paths), unit="img", disable=not many, file=sys.stderr)
+    with bar, ThreadPoolExecutor(_THREADS) as pool:
         while chunk := list(islice(left, _CHUNK)):
-            readings = []
-            for path in chunk:
-                try:
-                    readings.append(_read(path, options.align))
-                except (ValueError, OSError, ImportError) as error:
-                    failed = True
-                    text = str(error)
-                    text = text if str(path) in text else f"{path}: {text}"
-                    _say(f"ferfacenet: {text}", sys.stderr)
-            if readings:
-                inputs = torch.cat([reading.inputs for reading in readings])
-                rows = predict_proba(model, inputs, tta=tta)
-                counts = [len(reading.inputs) for reading in readings]
-                for reading, found in zip(readings, rows.split(counts), strict=True):
-                    _report(reading, found, model, options.json)
-                    if reading.path in plots:
-                        _plot(reading, found, model, plots[reading.path])
-            bar.update(len(chunk))
+            found = {}
+            for path, faces in zip(chunk, pool.map(find, chunk), strict=True):
+                bar.update()
+                if isinstance(faces, list):
+                    found[path] = faces
+                    continue
+                failed = True
+                text = str(faces)
+                _say(f"ferfacenet: {text if str(path) in text else f'{path}: {text}'}", sys.stderr)
+            together = read_faces(model, [face for faces in found.values() for face in faces], tta)
+            read = iter(together)
+            for path, faces in found.items():
+                _report(path, list(islice(read, len(faces))), plots.get(path), options)
     return int(failed)
 
 
-def _read(path: Path, align: str) -> _Reading:
-    photo = decode(path)
-    height, width = photo.shape[-2:]
+def _find(path: Path, model: ImprovedVGG19, options: argparse.Namespace) -> list[Face]:
+    import torch
 
-    def as_it_is() -> _Reading:
-        return _Reading(path, [], preprocess(photo, align=False)[None])
+    from ferfacenet.faces import find_faces
+    from ferfacenet.images import decode
 
-    if align == "never" or (align == "auto" and height == width == SIZE):
-        return as_it_is()
-    try:
-        faces = detect_faces(photo)
-    except ImportError as error:
-        if align == "always":
-            raise
-        if height != width:
-            _say(f"ferfacenet: {path}: {error}; taking the centre square", sys.stderr)
-        return as_it_is()
-    if not faces and align == "always":
-        raise ValueError("no face found")
-    if not faces:
-        _say(f"ferfacenet: {path}: no face found, taking the centre square", sys.stderr)
-        return as_it_is()
-    if align == "auto" and height == width and len(faces) == 1:
-        # It may be a face crop, which preprocess takes as it is.
-        return _Reading(path, faces, preprocess(photo)[None])
-    return _Reading(path, faces, torch.stack([face.crop for face in faces]))
-
-
-def _report(reading: _Reading, rows: Tensor, model: ImprovedVGG19, as_json: bool) -> None:
-    names = _names(model)
-    found: list[dict[str, Any]] = []
-    for index, row in enumerate(rows.tolist()):
-        face = reading.faces[index] if reading.faces else None
-        ranked = sorted(zip(names, row, strict=True), key=lambda item: -item[1])
-        found.append(
-            {
-                "box": [round(value, 1) for value in face.box] if face else None,
-                "score": round(face.score, 4) if face else None,
-                "label": ranked[0][0],
-                "probabilities": {name: round(value, 6) for name, value in ranked},
-            }
+    pixels = decode(path)
+    if options.align == "auto":
+        return find_faces(
+            pixels, options.min_size, options.min_score, options.max_faces, model.mean.device
         )
-    if as_json:
-        _say(json.dumps({"image": str(reading.path), "faces": found}))
-        return
-    lines = []
-    for index, item in enumerate(found):
-        title = str(reading.path)
-        if item["box"]:
-            x0, y0, x1, y1 = map(round, item["box"])
-            title += f": face {index + 1} of {len(found)}, x {x0} to {x1}, y {y0} to {y1}"
-        lines.append(title)
-        width = max(map(len, names))
-        for name, value in item["probabilities"].items():
-            lines.append(f"  {name:<{width}} {100 * value:5.1f} %  {'█' * round(_BAR * value)}")
-    _say("\n".join(line.rstrip() for line in lines))
+    height, width = pixels.shape[-2:]
+    side, x, y = min(height, width), max(0, width - height) // 2, max(0, height - width) // 2
+    crop = ferfacenet.preprocess(pixels, align=False)
+    box = tuple(map(float, (x, y, x + side, y + side)))
+    return [ferfacenet.Face(box, torch.zeros(0, 2), math.nan, crop)]  # type: ignore[arg-type]
 
 
-def _names(model: ImprovedVGG19) -> tuple[str, ...]:
-    return model.categories or tuple(map(str, range(model.num_classes)))
+def _report(path: Path, faces: list[Face], plot: Path | None, options: argparse.Namespace) -> None:
+    faces = [
+        replace(face, label="unsure") if (face.confidence or 0) < options.min_confidence else face
+        for face in faces
+    ]
+    if options.json:
+        _say(json.dumps({"image": str(path), "faces": [_describe(face) for face in faces]}))
+    elif options.csv:
+        for face in faces:
+            row = _describe(face)
+            chances = [round(value, 6) for value in (face.probabilities or {}).values()]
+            _say(_csv_line([path, *row["box"], *(row[name] for name in _FACE[4:]), *chances]))
+        if not faces:
+            _say(_csv_line([path, *[""] * (len(_FACE) + options.columns)]))
+    else:
+        _say("\n".join(_bars(path, faces, options.top)))
+    if plot:
+        ferfacenet.plot_faces(path, faces).savefig(plot, dpi=110)
 
 
-def _plot(reading: _Reading, rows: Tensor, model: ImprovedVGG19, out: Path) -> None:
-    from ferfacenet.plots import plot_probabilities
+def _describe(face: Face) -> dict[str, Any]:
+    ranked = sorted((face.probabilities or {}).items(), key=lambda item: -item[1])
+    return {
+        "box": [round(end, 1) for end in face.box],
+        "score": None if math.isnan(face.score) else round(face.score, 4),
+        "label": face.label,
+        "confidence": round(face.confidence or 0, 6),
+        "probabilities": {name: round(value, 6) for name, value in ranked},
+    }
 
-    boxes = [face.box for face in reading.faces]
-    figure = plot_probabilities(read_image(reading.path), rows, _names(model), boxes)
-    figure.savefig(out, dpi=110)
+
+def _bars(path: Path, faces: list[Face], top: int | None) -> Iterator[str]:
+    if not faces:
+        yield f"{path}: no face"
+    encoding = sys.stdout.encoding or "ascii"
+    block = "█" if "█".encode(encoding, "ignore") else "#"
+    for index, face in enumerate(faces):
+        x0, y0, x1, y1 = map(round, face.box)
+        number = f" {index + 1} of {len(faces)}" if len(faces) > 1 else ""
+        yield f"{path}: face{number}, x {x0} to {x1}, y {y0} to {y1}: {face.label}"
+        chances = face.probabilities or {}
+        width = max(map(len, chances))
+        for name, value in sorted(chances.items(), key=lambda item: -item[1])[:top]:
+            bar = block * round(_BAR * value)
+            yield f"  {name:<{width}} {100 * value:5.1f} %  {bar}".rstrip()
+
+
+def _csv_line(cells: Sequence[object]) -> str:
+    line = io.StringIO()
+    csv.writer(line, lineterminator="").writerow(cells)
+    return line.getvalue()
 
 
 def _say(text: str, file: IO[str] | None = None) -> None:

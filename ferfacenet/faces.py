@@ -3,34 +3,28 @@
 from __future__ import annotations
 
 import math
-import warnings
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from ferfacenet.detector import (
-    MAX_UPSCALE,
-    NMS_IOU,
-    SURE,
-    detect,
-    find_sightings,
-    get_detector,
-    overlap,
-    to_bgr,
-)
+from ferfacenet.detector import MAX_UPSCALE, detect, find_sightings
 from ferfacenet.images import Image, decode
-from ferfacenet.transforms import SIZE, resize, to_gray
+from ferfacenet.transforms import SIZE, cut_view, max_value, resize, strips, to_gray
 
-if TYPE_CHECKING:
-    from ferfacenet.detector import Array
+#: A face has this score.
+MIN_SCORE = 0.6
 
-# Below about 90 px YuNet's eyes do not follow the head's roll, so every face is looked at again,
-# turned upright by what is known of its roll, its box this large in a square view of that side:
-# until less than so many degrees are left to turn, or so many times.
-_CLOSE_FACE, _CLOSE_VIEW = 270.0, 384
-_CLOSE_LOOKS, _LEVEL = 3, 2.0
+# A sighting whose score is too low by no more than this is a face if a closer look shows a better.
+_WEAKER = 0.2
+# YuNet's eyes follow the head's roll in part only, so every face is looked at again, turned
+# upright by what is known of its roll and drawn with its box this large in a square view of that
+# side: once, again if that shows more roll than so many degrees, and then tilted by so many to
+# either side, of which the mean is taken.
+_CLOSE_FACE, _CLOSE_VIEW, _LEVEL, _TILT = 180, 256, 3.0, 8.0
+# What is no further from a face than this, in sides and in size, is that face seen again.
+_SAME = 0.6
+_BATCH = 16
 
 # FER2013's framing, measured on 3,923 training crops: the box's side over the frame's, and how
 # far the frame's centre is below the box's, in frame sides.
@@ -38,12 +32,11 @@ _BOX_SHARE, _DROP = 0.95, 0.01
 # The frame is drawn at the picture's own resolution, but at most this, before the one resizing.
 _MAX_FRAME = 480
 
-# With ``align="auto"`` a square picture is a face crop already if the side of its largest face's
-# box is at least this share of its own and the box's middle is at most so far from its own, in
-# its sides; so it is with 97 % of FER2013's (tools/evaluate_faces.py). Where no detector can be
-# asked, a square up to this side counts as one.
-_CROP_SHARE, _CROP_SHIFT = 0.55, 0.2
-_SMALL_CROP = 128
+# A square is a face crop already if it is no larger than this; or if it is gray, and the side of
+# its face's box is at least this share of its own, and the box's middle at most so far from its
+# own, in its sides: so it is with 95 % of FER2013's when they are enlarged.
+SMALL_CROP = 64
+_CROP_SHARE, _CROP_SHIFT = 0.64, 0.17
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,197 +46,211 @@ class Face:
     Attributes:
         box: (x0, y0, x1, y1), within the picture.
         landmarks: (5, 2) float32, x and y of the eye, the eye, the nose and the two mouth
-            corners, of each pair the one at the left of an upright picture first.
-        score: the detector's confidence, 0.6 to 1.
+            corners, of each pair the one at the left of the upright face first.
+        score: the detector's confidence, in [0, 1].
         crop: (1, 48, 48) float32 gray in [0, 1]: the face levelled and framed as FER2013's
             are, which is what the network takes.
+        label: the likeliest expression; None, like the next two, until the face is read.
+        confidence: its probability, in [0, 1].
+        probabilities: of each expression by its name, summing to 1.
     """
 
     box: tuple[float, float, float, float]
     landmarks: Tensor
     score: float
     crop: Tensor
+    label: str | None = None
+    confidence: float | None = None
+    probabilities: dict[str, float] | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class _Pose:
-    """How a face stands: landmarks (5, 2), middle and side of its box, in pixels of the picture;
-    roll in degrees clockwise; the best score it was seen with."""
+    """How a face stands: landmarks (5, 2), the middle (2,) and the side of its box, in pixels of
+    the picture, all in float64; and the score."""
 
-    points: Array
-    centre: Array
-    size: float
-    angle: float
+    points: Tensor
+    middle: Tensor
+    side: float
     score: float
 
+    @property
+    def roll(self) -> float:
+        """Degrees that the line of the eyes is turned clockwise from level."""
+        x, y = (self.points[1] - self.points[0]).tolist()
+        return math.degrees(math.atan2(y, x))
 
-def detect_faces(image: Image) -> list[Face]:
-    """Every face in a picture, the largest first.
+
+def detect_faces(
+    image: Image,
+    *,
+    min_size: float | None = None,
+    min_score: float = MIN_SCORE,
+    max_faces: int | None = None,
+) -> list[Face]:
+    """Every face in a picture, by score times the square root of the area, the greatest first.
 
     Args:
         image: of any kind that ``preprocess`` takes, on which errors it raises too.
+        min_size: the longer side of the smallest box, in pixels of the picture. None: 20, or an
+            80th of the root of the picture's area if that is more; the search then costs at most
+            what 1.3 megapixels cost, and four times as much for half the size.
+        min_score: the least of the detector's confidence, in [0, 1].
+        max_faces: how many are returned at most; None for all.
 
     Returns:
         The faces; an empty list if there are none.
 
     Raises:
-        ImportError: the ``faces`` extra is not installed; says what to install.
+        ValueError: ``min_size``, ``min_score`` or ``max_faces`` is out of range.
     """
-    get_detector()
-    picture = to_bgr(decode(image))
-    rows = find_sightings(picture)
-    poses = [_look_closer(picture, row) for row in rows]
-    return [
-        _frame(picture, row, pose)
-        for row, pose in zip(rows, poses, strict=True)
-        if pose.score >= SURE
-    ]
+    return find_faces(decode(image), min_size, min_score, max_faces)
 
 
-def frame_largest_face(pixels: Tensor, name: str, required: bool) -> Tensor | None:
-    """What ``preprocess`` takes of a picture that is to be aligned.
-
-    Args:
-        pixels: (1 or 3, H, W) as ``decode`` returns it.
-        name: what to call the picture in errors and warnings.
-        required: whether to raise, not warn, when there is no face, and to align a picture
-            that is a face crop already.
-
-    Returns:
-        The crop of the largest face, (1, 48, 48) float32 in [0, 1]; or None where the centre
-        square is to be taken: the picture is a face crop already, has no face, or cannot be
-        searched for want of the ``faces`` extra.
-    """
-    height, width = pixels.shape[-2:]
-    try:
-        get_detector()
-    except ImportError as error:
-        if required:
-            raise
-        if height != width or height > _SMALL_CROP:
-            warnings.warn(f"{error}; taking the centre square", stacklevel=3)
-        return None
-    picture = to_bgr(pixels)
-    for row in find_sightings(picture):
-        pose = _look_closer(picture, row)
-        if pose.score >= SURE:
-            if not required and _is_crop(pose, height, width):
-                return None
-            return _frame(picture, row, pose).crop
-    if required:
-        raise ValueError(f"{name}: no face found")
-    warnings.warn(f"{name}: no face found, taking the centre square", stacklevel=3)
-    return None
+def find_faces(
+    pixels: Tensor,
+    min_size: float | None = None,
+    min_score: float = MIN_SCORE,
+    max_faces: int | None = None,
+    device: torch.device | None = None,
+    keep_crops: bool = True,
+) -> list[Face]:
+    """As ``detect_faces``, of (1 or 3, H, W) as ``decode`` returns it, by a detector on
+    ``device``; a picture that is a face crop already is taken as it is if ``keep_crops``."""
+    check_limits(min_size, min_score, max_faces)
+    picture, device = _to_rgb(pixels), device or torch.device("cpu")
+    weak = max(0.1, min_score - _WEAKER)
+    found: list[tuple[Tensor, _Pose]] = []
+    sightings = find_sightings(picture, min_size, weak, device)
+    for rows in sightings.split(_BATCH) if len(sightings) else ():
+        for row, pose in zip(rows, _look_closer(picture, rows, weak, device), strict=True):
+            known = any(_distance(pose, other) < _SAME for _, other in found)
+            if pose.score >= min_score and not known:
+                found.append((row, pose))
+        if max_faces is not None and len(found) >= max_faces:
+            break
+    found.sort(key=lambda pair: pair[1].score * pair[1].side, reverse=True)
+    faces = [_frame(picture, row, pose) for row, pose in found[:max_faces]]
+    if faces and keep_crops and _is_crop(picture, found[0][1]):
+        return [replace(faces[0], crop=resize(to_gray(pixels)))]
+    return faces
 
 
-def _measure_roll(points: Array) -> float:
-    """Degrees that the line of the eyes is turned clockwise from level."""
-    (x0, y0), (x1, y1) = points[:2]
-    return math.degrees(math.atan2(float(y1 - y0), float(x1 - x0)))
+def check_limits(min_size: float | None, min_score: float, max_faces: int | None) -> None:
+    """Raise a ValueError where one of ``detect_faces``'s arguments is out of range."""
+    if min_size is not None and not min_size >= 1:
+        raise ValueError(f"min_size must be at least 1 pixel, got {min_size!r}")
+    if not 0 < min_score <= 1:
+        raise ValueError(f"min_score must be above 0 and at most 1, got {min_score!r}")
+    if max_faces is not None and max_faces < 1:
+        raise ValueError(f"max_faces must be at least 1, got {max_faces!r}")
 
 
-def _cut_view(
-    picture: Array, centre: Array, angle: float, side: float, size: int, border: int
-) -> tuple[Array, Array]:
-    """A square of a picture, turned upright: its middle at ``centre``, ``side`` pixels of the
-    picture wide, turned by ``angle``, drawn at ``size`` by ``size`` with OpenCV's ``border``
-    where the picture ends; and the (2, 3) matrix that takes the view's coordinates to the
-    picture's."""
-    import cv2
-    import numpy as np
-
-    # First only the part that is needed, shrunk by averaging: warpAffine alone would alias.
-    reach = side * 0.75 + 2
-    x0, y0 = np.maximum(0, np.floor(centre - reach)).astype(int)
-    x1, y1 = np.ceil(centre + reach).astype(int)
-    part = picture[y0:y1, x0:x1]
-    step = np.ones(2)
-    if size < side:
-        small = [max(1, round(length * size / side)) for length in (part.shape[1], part.shape[0])]
-        step = np.array([part.shape[1] / small[0], part.shape[0] / small[1]])
-        part = cv2.resize(part, small, interpolation=cv2.INTER_AREA)
-    turn = math.radians(angle)
-    axes = np.array([[math.cos(turn), -math.sin(turn)], [math.sin(turn), math.cos(turn)]])
-    axes *= side / size
-    corner = centre - axes @ (size / 2, size / 2)
-    # OpenCV's whole numbers are the pixels' centres, hence the halves.
-    start = (corner + axes @ (0.5, 0.5) - (x0, y0)) / step - 0.5
-    view = cv2.warpAffine(
-        part,
-        np.column_stack([axes / step[:, None], start]),
-        (size, size),
-        flags=cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP,
-        borderMode=border,
-    )
-    return view, np.column_stack([axes, corner])
+def _to_rgb(pixels: Tensor) -> Tensor:
+    """(1 or 3, H, W) as ``decode`` returns it to (3, H, W) uint8, gray without a copy."""
+    if pixels.dtype != torch.uint8:
+        wide, pixels = pixels, torch.empty_like(pixels, dtype=torch.uint8)
+        for rows in strips(*wide.shape[1:]):
+            part = wide[:, rows].to(torch.float32) * (255 / max_value(wide.dtype))
+            pixels[:, rows] = part.round_().to(torch.uint8)
+    return pixels.expand(3, -1, -1)
 
 
-def _look_closer(picture: Array, row: Array) -> _Pose:
-    """What is seen of one sighting when it is turned upright and drawn at the right size."""
-    import cv2
-    import numpy as np
+def _read_pose(row: Tensor, matrix: Tensor) -> _Pose:
+    """The pose in a row of ``detect`` on a view with that (2, 3) matrix."""
+    row = row.double()
+    points = torch.cat([(row[:2] + row[2:4])[None] / 2, row[4:14].view(5, 2)])
+    points = points @ matrix[:, :2].T + matrix[:, 2]
+    area = (row[2:4] - row[:2]).prod() * torch.det(matrix[:, :2])
+    return _Pose(points[1:], points[0], math.sqrt(float(area)), float(row[14]))
 
-    pose = _Pose(
-        points=row[4:14].reshape(5, 2).astype(np.float64),
-        centre=(row[:2] + row[2:4] / 2.0).astype(np.float64),
-        size=math.sqrt(float(row[2] * row[3])),
-        angle=_measure_roll(row[4:14].reshape(5, 2)),
-        score=float(row[14]),
-    )
-    for _ in range(_CLOSE_LOOKS):
-        scale = min(_CLOSE_FACE / pose.size, MAX_UPSCALE)
+
+def _look_closer(
+    picture: Tensor, rows: Tensor, min_score: float, device: torch.device
+) -> list[_Pose]:
+    """What is seen of some sightings, (n, 15), when each is turned upright and drawn at the right
+    size."""
+    unturned = torch.eye(2, 3, dtype=torch.float64, device="cpu")
+    sightings = [_read_pose(row, unturned) for row in rows]
+    poses = _look(picture, sightings, (0.0,), min_score, device)
+    turns = [pose.roll - old.roll for pose, old in zip(poses, sightings, strict=True)]
+    rolled = [i for i, turn in enumerate(turns) if abs((turn + 180) % 360 - 180) > _LEVEL]
+    if rolled:
+        again = _look(picture, [poses[i] for i in rolled], (0.0,), min_score, device)
+        for index, pose in zip(rolled, again, strict=True):
+            poses[index] = pose
+    return _look(picture, poses, (-_TILT, _TILT), min_score, device)
+
+
+def _look(
+    picture: Tensor,
+    poses: list[_Pose],
+    tilts: tuple[float, ...],
+    min_score: float,
+    device: torch.device,
+) -> list[_Pose]:
+    """The poses as they are seen from close by, in views that are tilted by so many degrees from
+    upright, of which the mean is taken; those that are not seen again as they were."""
+    views = []
+    for pose in poses:
+        side = _CLOSE_VIEW * max(pose.side / _CLOSE_FACE, 1 / MAX_UPSCALE)
         # Past the picture's end black: smeared or mirrored pixels mislead YuNet.
-        view, matrix = _cut_view(
-            picture,
-            pose.centre,
-            pose.angle,
-            _CLOSE_VIEW / scale,
-            _CLOSE_VIEW,
-            cv2.BORDER_CONSTANT,
-        )
-        wanted = np.array([(_CLOSE_VIEW - pose.size * scale) / 2] * 2 + [pose.size * scale] * 2)
-        seen = max(detect(view), key=lambda face: overlap(face, wanted), default=None)
-        if seen is None or overlap(seen, wanted) < NMS_IOU:
-            break
-        points = seen[4:14].reshape(5, 2)
-        left = _measure_roll(points)
-        pose = _Pose(
-            points=points @ matrix[:, :2].T + matrix[:, 2],
-            centre=matrix[:, :2] @ (seen[:2] + seen[2:4] / 2.0) + matrix[:, 2],
-            size=math.sqrt(float(seen[2] * seen[3])) / scale,
-            angle=pose.angle + left,
-            score=max(pose.score, float(seen[14])),
-        )
-        if abs(left) < _LEVEL:
-            break
-    return pose
+        views += [
+            cut_view(picture, pose.middle, pose.roll + tilt, side, _CLOSE_VIEW, "zeros")
+            for tilt in tilts
+        ]
+    found = detect(torch.stack([view for view, _ in views]), min_score, device)
+    seen = [
+        [_read_pose(row, matrix) for row in rows]
+        for rows, (_, matrix) in zip(found, views, strict=True)
+    ]
+    closer = []
+    for index, pose in enumerate(poses):
+        looks = [
+            min(near, key=lambda look: _distance(look, pose))
+            for near in seen[index * len(tilts) : (index + 1) * len(tilts)]
+            if near
+        ]
+        looks = [look for look in looks if _distance(look, pose) < _SAME]
+        if looks:
+            points, middle = (
+                torch.stack(parts).mean(0)
+                for parts in zip(*((look.points, look.middle) for look in looks), strict=True)
+            )
+            side = sum(look.side for look in looks) / len(looks)
+            pose = _Pose(points, middle, side, max(pose.score, *(look.score for look in looks)))
+        closer.append(pose)
+    return closer
 
 
-def _is_crop(pose: _Pose, height: int, width: int) -> bool:
+def _distance(first: _Pose, second: _Pose) -> float:
+    """How far apart two boxes are, in sides, and in size."""
+    apart = float((first.middle - second.middle).norm()) / second.side
+    return apart + abs(math.log(first.side / second.side))
+
+
+def _is_crop(picture: Tensor, pose: _Pose) -> bool:
     """Whether a picture is itself framed on this face as FER2013's pictures are."""
-    x, y = pose.centre / width - 0.5
+    height, width = picture.shape[1:]
+    if height != width or width <= SMALL_CROP:
+        return height == width
     return (
-        height == width and pose.size / width >= _CROP_SHARE and max(abs(x), abs(y)) <= _CROP_SHIFT
+        pose.side >= _CROP_SHARE * width
+        and bool((pose.middle / width - 0.5).abs().max() <= _CROP_SHIFT)
+        and bool((picture[:1] == picture[1:]).all())
     )
 
 
-def _frame(picture: Array, row: Array, pose: _Pose) -> Face:
+def _frame(picture: Tensor, row: Tensor, pose: _Pose) -> Face:
     """Frame one face whose pose is known."""
-    import cv2
-    import numpy as np
-
-    side, turn = pose.size / _BOX_SHARE, math.radians(pose.angle)
-    middle = pose.centre + _DROP * side * np.array([-math.sin(turn), math.cos(turn)])
+    side, turn = pose.side / _BOX_SHARE, math.radians(pose.roll)
+    down = torch.tensor([-math.sin(turn), math.cos(turn)], dtype=torch.float64, device="cpu")
     size = max(SIZE, min(_MAX_FRAME, round(side)))
-    frame, _ = _cut_view(picture, middle, pose.angle, side, size, cv2.BORDER_REPLICATE)
-    height, width = picture.shape[:2]
+    middle = pose.middle + _DROP * side * down
+    frame, _ = cut_view(picture, middle, pose.roll, side, size, "border")
+    height, width = picture.shape[1:]
     x0, y0, x1, y1 = (
-        float(min(max(end, 0), length))
-        for end, length in zip((*row[:2], *(row[:2] + row[2:4])), (width, height) * 2, strict=True)
+        max(0.0, min(end, float(length)))
+        for end, length in zip(row[:4].tolist(), (width, height) * 2, strict=True)
     )
-    return Face(
-        box=(x0, y0, x1, y1),
-        landmarks=torch.from_numpy(pose.points.astype(np.float32)),
-        score=min(1.0, pose.score),
-        crop=resize(to_gray(torch.from_numpy(frame).permute(2, 0, 1).flip(0))),
-    )
+    return Face((x0, y0, x1, y1), pose.points.float(), min(1.0, pose.score), resize(to_gray(frame)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import os
+import warnings
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
@@ -38,6 +39,9 @@ _LIMITS = {"WEBP": 20 << 20, "AVIF": 28 << 20, "HEIF": 28 << 20, "progressive JP
 # What else a small file can ask for: a pass over all pixels for each scan of a JPEG, and memory for
 # a whole tile of a TIFF, however small the picture.
 _MAX_SCANS, _MAX_TILE = 500, 4 << 20
+_HEIC = {b"ftyp" + brand for brand in (b"heic", b"heix", b"hevc", b"heim", b"mif1", b"msf1")}
+# A picture in uint16 that is darker than this throughout is of a camera with 12 bits or fewer.
+_DARK = 1 << 13
 _FLOAT_SLACK = 1e-3  # what resizing and half precision leave outside [0, 1]
 _DTYPES = "pixels must be uint8, uint16, bool or float"
 
@@ -83,9 +87,17 @@ def decode(image: Image) -> Tensor:
             return _from_array(image)
         if isinstance(image, PIL.Image.Image):
             return _from_pil(image)
+        if isinstance(image, str) and _is_text(image):
+            raise TypeError("an image must be a path, not a URL or base64 text: give its bytes")
         return _from_pil(_open(_read(image)))
     except ValueError as error:
         raise ValueError(f"{describe(image)}: {error}") from error
+
+
+def _is_text(image: str) -> bool:
+    """Whether this is a URL or what base64 makes of a file, and not a path."""
+    url = "://" in image or image.startswith("data:")
+    return (url or len(image) > 1000) and not os.path.exists(image)  # noqa: PTH110  # raises
 
 
 def _read(image: str | os.PathLike[str] | bytes | BinaryIO) -> bytes:
@@ -129,6 +141,10 @@ def _open(data: bytes) -> PIL.Image.Image:
         if image.format == "PPM" and any(tile[0] != "raw" for tile in image.tile):
             raise ValueError("a PPM in text, or of another maximum than 255; save it as PNG")
     except PIL.UnidentifiedImageError as error:
+        if data[4:12] in _HEIC:
+            raise ValueError(
+                "is HEIC: pip install pillow-heif, then call pillow_heif.register_heif_opener()"
+            ) from error
         known = ", ".join(formats)
         raise ValueError(f"is not an image in a format that can be read ({known})") from error
     except Exception as error:  # decoders raise nearly anything on broken data
@@ -220,7 +236,14 @@ def _from_tensor(x: Tensor) -> Tensor:
             raise ValueError(f"float pixels must be in [0, 1], not {low:g} to {high:g}; rescale")
         if low < 0 or high > 1:  # a copy of a large one costs memory
             x = x.clamp(0, 1)
-    elif x.dtype not in (torch.uint8, torch.uint16):
+    elif x.dtype == torch.uint16:
+        if (brightest := int(x.numpy().max())) < _DARK:
+            warnings.warn(
+                f"the brightest pixel is {brightest} where white is 65535: "
+                "multiply the pixels of a 12-bit camera by 16",
+                stacklevel=2,
+            )
+    elif x.dtype != torch.uint8:
         raise ValueError(_DTYPES)
     if len(x) in (1, 3):
         return x

@@ -1,4 +1,4 @@
-"""preprocess and predict_proba: images in, class probabilities out."""
+"""preprocess, predict_proba and predict_faces: images in, expressions out."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from itertools import islice
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -14,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ferfacenet.faces import frame_largest_face
+from ferfacenet.detector import note_threads
+from ferfacenet.faces import MIN_SCORE, SMALL_CROP, Face, find_faces
 from ferfacenet.fast import Precision, fast_forward
 from ferfacenet.images import Image, decode, describe
 from ferfacenet.transforms import (
@@ -33,19 +35,6 @@ Errors: TypeAlias = Literal["raise", "coerce"]
 
 # Threads that prepare images while the model is busy with the ones before.
 _WORKERS = min(16, 2 * (os.cpu_count() or 1))
-
-_predicted = threading.Event()  # in this process, or in one that it was forked from
-
-
-def _limit_threads_after_fork() -> None:
-    """OpenMP's threads are not in the child of a process that used them, and it would wait for
-    them for ever: one thread, as torch's own DataLoader has it in its workers."""
-    if _predicted.is_set():
-        torch.set_num_threads(1)
-
-
-if hasattr(os, "register_at_fork"):  # not on Windows, which does not fork
-    os.register_at_fork(after_in_child=_limit_threads_after_fork)
 
 
 def preprocess(image: Image, *, align: Align = "auto") -> Tensor:
@@ -68,30 +57,32 @@ def preprocess(image: Image, *, align: Align = "auto") -> Tensor:
             PIL's modes I and F, which have no range of their own, are read as 0 to 255 (what
             PIL's own conversions write) if nothing in the picture is greater, I otherwise as
             0 to 65535, and F as 0 to 1 if nothing is greater than 1.
-        align: what part of the picture is taken. ``False``: the centre square. ``True``: the
-            largest face, levelled and framed as FER2013 frames it; needs the ``faces`` extra.
-            ``"auto"``: as ``True``, but a picture that already is a face crop (48x48, or
-            square with a face filling it) as it is, and the centre square, with a warning,
-            when no face is found or the extra is not there.
+        align: what part of the picture is taken. ``True``: of its faces the one with the
+            greatest score times root of area, levelled and framed as FER2013 frames its own.
+            ``"auto"``: the same, but a picture that already is a face crop (a square up to 64
+            pixels, or a gray one framed as FER2013's are) as it is. ``False``: the centre square.
 
     Returns:
         (1, 48, 48) float32 pixels in [0, 1], on the CPU.
 
     Raises:
         ValueError: the picture cannot be used (unreadable, empty, NaN, out of range, wrong
-            dimensions or dtype, too large), or ``align=True`` and it has no face; the message
-            begins with the file's name.
+            dimensions or dtype, too large), or it has no face; the message begins with the
+            file's name.
         OSError: the file cannot be opened.
         TypeError: ``image`` is none of the above.
-        ImportError: ``align=True`` without the ``faces`` extra; says what to install.
     """
     _check("align", align, get_args(Align))
     pixels = decode(image)
-    if align is True or (align == "auto" and pixels.shape[-2:] != (SIZE, SIZE)):
-        face = frame_largest_face(pixels, describe(image), required=align is True)
-        if face is not None:
-            return face
-    return resize(to_gray(centre_square(pixels)))
+    height, width = pixels.shape[-2:]
+    if align is False or (align == "auto" and height == width <= SMALL_CROP):
+        return resize(to_gray(centre_square(pixels)))
+    faces = find_faces(pixels, max_faces=1, keep_crops=align == "auto")
+    if not faces:
+        raise ValueError(
+            f"{describe(image)}: no face found; align=False would take its centre square"
+        )
+    return faces[0].crop
 
 
 def predict_proba(
@@ -123,7 +114,8 @@ def predict_proba(
         batch_size: the most views (crops) that exist, and that the model is given, at once;
             with ten crops, those of ``batch_size // 10`` images (of one, in parts, if less).
         align: what part of each picture is taken, as in ``preprocess``.
-        errors: ``"raise"``, or ``"coerce"``: an image that cannot be read has a row of NaN.
+        errors: ``"raise"``, or ``"coerce"``: an image that cannot be read, or has no face, has a
+            row of NaN.
         precision: ``"float32"``; ``"bfloat16"``; or ``"auto"``, the faster of the two on
             the device.
 
@@ -132,8 +124,9 @@ def predict_proba(
         ``model.categories``; (0, C) for no images.
 
     Raises:
-        ValueError: an unreadable image (of several, the message begins with its position, from
-            0), or a bad ``tta``, ``batch_size``, ``align``, ``errors`` or ``precision``.
+        ValueError: an image that cannot be read or has no face (of several, the message begins
+            with its position, from 0), or a bad ``tta``, ``batch_size``, ``align``, ``errors`` or
+            ``precision``.
         OSError, TypeError: the same of a file that cannot be opened, or something that is not an
             image; or ``model`` is no module.
     """
@@ -145,7 +138,7 @@ def predict_proba(
     _check("errors", errors, get_args(Errors))
     _check("align", align, get_args(Align))  # or else a coerced error of every image
     _check("precision", precision, get_args(Precision))
-    _predicted.set()
+    note_threads()
     rows = []
     batches = _prepare(images, align, errors, max(1, batch_size // VIEW_COUNTS[tta]))
     with torch.no_grad(), closing(batches), _forward(model, precision) as forward:
@@ -161,6 +154,46 @@ def predict_proba(
             # The model itself says how many columns its empty answer has.
             return forward(torch.zeros(0, 1, CROP, CROP, device="cpu")).cpu()
         return torch.cat(rows)
+
+
+def predict_faces(
+    model: nn.Module,
+    image: Image,
+    *,
+    tta: TTA | None = "flip",
+    min_size: float | None = None,
+    min_score: float = MIN_SCORE,
+    max_faces: int | None = None,
+    precision: Precision = "auto",
+) -> list[Face]:
+    """Every face of a photo, read: found and framed as by ``detect_faces``, on the model's
+    device, and labelled as by ``predict_proba``, whose arguments these are and whose errors it
+    raises.
+
+    Returns:
+        The faces by score times the square root of the area, the greatest first, each with its
+        ``label``, ``confidence`` and ``probabilities``; an empty list if there are none.
+    """
+    like = next(model.parameters(), torch.zeros(0, device="cpu"))
+    faces = find_faces(decode(image), min_size, min_score, max_faces, like.device)
+    return read_faces(model, faces, tta, precision)
+
+
+def read_faces(
+    model: nn.Module, faces: list[Face], tta: TTA | None, precision: Precision = "auto"
+) -> list[Face]:
+    """The faces, of one photo or several, with what the model reads in them."""
+    if not faces:
+        return []
+    crops = torch.stack([face.crop for face in faces])
+    rows = predict_proba(model, crops, tta=tta, precision=precision).tolist()
+    names = getattr(model, "categories", None) or [str(index) for index in range(len(rows[0]))]
+    read = []
+    for face, row in zip(faces, rows, strict=True):
+        chances = dict(zip(names, row, strict=True))
+        label = max(chances, key=chances.__getitem__)
+        read.append(replace(face, label=label, confidence=chances[label], probabilities=chances))
+    return read
 
 
 def _check(name: str, value: object, allowed: tuple[object, ...]) -> None:

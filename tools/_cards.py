@@ -17,7 +17,8 @@ convolutions with BatchNorm, dropout and one linear layer, for gray faces of 48x
 import ferfacenet
 
 model = ferfacenet.load_pretrained("{repo}")
-probabilities = ferfacenet.predict_proba(model, "photo.jpg")  # columns as in model.categories
+for face in ferfacenet.predict_faces(model, "photo.jpg"):
+    print(face.box, face.label, face.probabilities)
 ```
 
 The network takes pixels in [0, 1] and divides its logits by its temperature, {temperature}. Only

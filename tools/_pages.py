@@ -210,6 +210,34 @@ def faces() -> str:
     return table(("", ""), *rows)
 
 
+def photos() -> str:
+    of = read("faces.json")
+    turned, small = of["photos"]["quarter_turns"], of["photos"]["small"]
+    rows: list[tuple[Any, ...]] = [("", "")]
+    for title, key in (("found", "found"), ("label kept", "label_kept")):
+        shares = turned[f"{key}_at_90_180_270"]
+        title = f"{turned['faces']} faces, turned by 90, 180, 270 degrees: {title}, %"
+        rows.append((title, ", ".join(percent(share, 1) for share in shares)))
+    for times, square in of["photos"]["squares"].items():
+        title = f"{square['squares']} squares of {times} times the box: label kept, %"
+        rows.append((title, percent(square["label_kept"], 1)))
+    sizes = small["found_by_size"]
+    title = f"{small['heads']} faces of {', '.join(sizes)} pixels in 640x480: found, %"
+    rows.append((title, ", ".join(percent(share, 1) for share in sizes.values())))
+    for size, found in small["found_of_17_in_12000x1500"].items():
+        title = f"17 faces of {size} pixels in 12,000x1,500: found, and with `min_size` 0.6 of that"
+        rows.append((title, f"{found['default']}, {found['with_min_size']}"))
+    mosaics = of["mosaics_of_25"]
+    rows.append((f"{len(mosaics)} mosaics of 25 faces of CK+: found", ", ".join(map(str, mosaics))))
+    nobody = of["without_people"]
+    scores = ", ".join(f"{score:.2f}" for score in nobody["scores_of_faces"]) or "none"
+    rows.append((f"{nobody['photos']} photos without people: scores of faces", scores))
+    (speed,) = read("benchmark.json")["detector"]
+    title = "YuNet at 640x480 on a CPU: ms, and by OpenCV"
+    rows.append((title, f"{speed['ms']:.1f}, {speed['opencv_ms']:.1f}"))
+    return table(*rows)
+
+
 def readings() -> str:
     return (ROOT / "docs" / "results" / "ablations" / "table.md").read_text().strip()
 
@@ -266,7 +294,7 @@ def speed_line() -> str:
 
 BLOCKS: dict[str, Callable[[], str]] = {
     "results": results, "weights": weights, "views": views, "classes": classes,
-    "confusion": confusion, "ckplus": ckplus, "tables": tables, "faces": faces,
+    "confusion": confusion, "ckplus": ckplus, "tables": tables, "faces": faces, "photos": photos,
     "readings": readings, "tried": tried, "speed": speed, "speed-line": speed_line,
 }  # fmt: skip
 

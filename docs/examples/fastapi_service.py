@@ -11,10 +11,9 @@ names, if it is set, is loaded in place of the bundled weights.
 import os
 from typing import Any
 
-import torch
 from fastapi import FastAPI, HTTPException, UploadFile
 
-from ferfacenet import detect_faces, load_pretrained, predict_proba
+from ferfacenet import load_pretrained, predict_faces
 
 MAX_BYTES = 20 * 2**20
 
@@ -26,21 +25,14 @@ model = load_pretrained(os.environ.get("FERFACENET_WEIGHTS", "fer2013"))
 # hold up the next. The model and the detector may be used from several threads.
 @app.post("/faces")
 def faces(photo: UploadFile) -> dict[str, Any]:
-    """Every face in the photo, the largest first: box (x0, y0, x1, y1) in pixels, the likeliest
-    expression, and all probabilities."""
+    """Every face in the photo: box (x0, y0, x1, y1) in pixels, the likeliest expression, and all
+    probabilities."""
     data = photo.file.read(MAX_BYTES + 1)
     if len(data) > MAX_BYTES:
         raise HTTPException(413, f"the photo is larger than {MAX_BYTES >> 20} MiB")
     try:
-        found = detect_faces(data)
+        found = predict_faces(model, data)
     except ValueError as error:
         raise HTTPException(400, str(error)) from error
-    if not found:
-        return {"faces": []}
-    answers = []
-    rows = predict_proba(model, torch.stack([face.crop for face in found]))
-    for face, row in zip(found, rows.tolist(), strict=True):
-        chances = dict(zip(model.categories, row, strict=True))
-        label = max(chances, key=chances.__getitem__)
-        answers.append({"box": face.box, "label": label, "probabilities": chances})
-    return {"faces": answers}
+    names = ("box", "score", "label", "confidence", "probabilities")
+    return {"faces": [{name: getattr(face, name) for name in names} for face in found]}

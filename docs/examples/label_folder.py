@@ -3,8 +3,8 @@
   pip install ".[examples]"
   python label_folder.py photos/ labels.csv
 
-The largest face of each picture is found and read, by threads, while the network reads those
-before. Pictures that cannot be read have an empty line.
+The foremost face of each picture is found by threads while the network reads those before.
+Pictures that cannot be read, or have no face, have an empty line.
 """
 
 import argparse

@@ -5,7 +5,8 @@
 
 The folders may be anything that Ray reads and writes, such as s3://bucket/photos. The result is
 a folder of Parquet files. Without a cluster Ray starts one on this machine. Leave it a core: if
-the actors take all there are, Ray waits for one to read the pictures with, for ever.
+the actors take all there are, Ray waits for one to read the pictures with, for ever. Pictures
+that cannot be read, or have no face, have an empty label.
 """
 
 import argparse

@@ -10,10 +10,9 @@ import sys
 from pathlib import Path
 
 import cv2
-import torch
 from tqdm import tqdm
 
-from ferfacenet import detect_faces, load_pretrained, predict_proba
+from ferfacenet import load_pretrained, predict_faces
 
 GREEN = (0, 200, 0)
 
@@ -44,14 +43,12 @@ def main() -> None:
         table.writerow(["frame", "seconds", "x0", "y0", "x1", "y1", "label", *model.categories])
         while (read := video.read())[0]:
             frame = read[1]
-            faces = detect_faces(frame[..., ::-1])  # OpenCV's pictures are BGR
-            rows = predict_proba(model, torch.stack([f.crop for f in faces])) if faces else []
-            for face, row in zip(faces, rows, strict=True):
-                label, box = model.categories[row.argmax()], [round(x) for x in face.box]
-                chances = [round(value, 4) for value in row.tolist()]
-                table.writerow([bar.n, round(bar.n / fps, 3), *box, label, *chances])
+            for face in predict_faces(model, frame[..., ::-1]):  # OpenCV's pictures are BGR
+                box = [round(x) for x in face.box]
+                chances = [round(value, 4) for value in face.probabilities.values()]
+                table.writerow([bar.n, round(bar.n / fps, 3), *box, face.label, *chances])
                 cv2.rectangle(frame, box[:2], box[2:], GREEN, 2)
-                place, text = (box[0], max(box[1] - 6, 14)), f"{label} {row.max():.0%}"
+                place, text = (box[0], max(box[1] - 6, 14)), f"{face.label} {face.confidence:.0%}"
                 cv2.putText(frame, text, place, cv2.FONT_HERSHEY_SIMPLEX, 0.6, GREEN, 2)
             annotated.write(frame)
             bar.update()

