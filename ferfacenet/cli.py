@@ -50,6 +50,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             paths = list(_expand(options.images))
             plots = _plot_paths(options.plot, paths)
             model = ferfacenet.load_pretrained(options.weights, device=options.device)
+            if options.align == "auto":
+                from ferfacenet.detector import load_detector
+
+                load_detector(model.mean.device)
         except (ValueError, OSError, ImportError, RuntimeError) as error:
             print(f"ferfacenet: {error}", file=sys.stderr)
             return 2

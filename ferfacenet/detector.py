@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import box_area, nms
 
+from ferfacenet.weights import REINSTALL, as_weights_error
+
 WEIGHTS = Path(__file__).parent / "weights" / "yunet" / "model.safetensors"
 
 _STRIDES = (8, 16, 32)
@@ -109,10 +111,12 @@ def _decode(x: Tensor, stride: int) -> Tensor:
 
 @cache
 def load_detector(device: torch.device) -> YuNet:
-    """The detector on a device; loaded once, and shared by all threads."""
+    """The detector on a device, loaded once and shared by all threads; a WeightsError if its file
+    is not there."""
     with torch.device("cpu"):
         model = YuNet()
-    model.load_state_dict(safetensors.torch.load_file(WEIGHTS))
+    with as_weights_error(WEIGHTS, REINSTALL):
+        model.load_state_dict(safetensors.torch.load_file(WEIGHTS))
     model.eval().requires_grad_(False)
     return model.to(device, torch.float32).to(memory_format=torch.channels_last)
 

@@ -16,6 +16,7 @@ import torch
 from ferfacenet.model import ImprovedVGG19
 from ferfacenet.weights import (
     CONFIG_FILE,
+    REINSTALL,
     WEIGHTS_FILE,
     DamagedError,
     WeightsError,
@@ -29,7 +30,6 @@ from ferfacenet.weights import (
 NAMESPACE = "ferfacenet"
 
 _BUNDLED = Path(__file__).with_name("weights")
-_REINSTALL = "reinstall ferfacenet: `pip install --force-reinstall .` in a fresh checkout"
 _HUB_ID = r"[\w-][\w.-]*/[\w-][\w.-]*(?<!\.safetensors)"
 #: What the system says of a disk that is full or may not be written.
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS}
@@ -55,7 +55,7 @@ def repo_id(name: str) -> str:
 def _registry() -> dict[str, dict[str, Any]]:
     """By name: the config's sha256, the weights' size and maybe the Hub's commit of the files."""
     path = _BUNDLED / "registry.json"
-    with as_weights_error(path, _REINSTALL):
+    with as_weights_error(path, REINSTALL):
         return dict(json.loads(path.read_bytes()))
 
 
@@ -67,7 +67,7 @@ def list_pretrained() -> dict[str, PretrainedInfo]:
     """
     found = {}
     for name, entry in _registry().items():
-        config = read_config(_BUNDLED / name / CONFIG_FILE, entry["config_sha256"], _REINSTALL)
+        config = read_config(_BUNDLED / name / CONFIG_FILE, entry["config_sha256"], REINSTALL)
         with torch.device("meta"):
             model = ImprovedVGG19(**config.model_args)
         bundled = (_BUNDLED / name / WEIGHTS_FILE).is_file()
@@ -135,8 +135,8 @@ def load_pretrained(
         sha256 = registry[known]["config_sha256"]
         if base == known and revision is None:  # bundled, so never a download
             path = _BUNDLED / known / WEIGHTS_FILE
-            config = read_config(path.with_name(CONFIG_FILE), sha256, _REINSTALL)
-            return read_model(path, config, _REINSTALL).to(device)
+            config = read_config(path.with_name(CONFIG_FILE), sha256, REINSTALL)
+            return read_model(path, config, REINSTALL).to(device)
         base, revision = repo_id(known), revision or registry[known].get("revision")
     elif not re.fullmatch(_HUB_ID, base):
         raise WeightsError(

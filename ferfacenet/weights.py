@@ -28,6 +28,10 @@ _TYPES: dict[Any, Any] = {"str": str, "int": int, "float": (int, float), "tuple[
 _RANGES = {"mean": (-1e6, 1e6), "std": (1e-6, 1e6), "temperature": (1e-6, 1e6)}
 
 
+#: What mends a file that belongs to the package.
+REINSTALL = "reinstall ferfacenet: `pip install --force-reinstall .` in a fresh checkout"
+
+
 class WeightsError(RuntimeError):
     """Weights cannot be had or do not match; the message says which file and what mends it."""
 

@@ -16,7 +16,9 @@ from conftest import PORTRAITS, ROOT
 from PIL import Image
 from torch import Tensor
 
-from ferfacenet.detector import WEIGHTS, YuNet, detect, find_sightings
+from ferfacenet import WeightsError, detect_faces
+from ferfacenet.cli import main
+from ferfacenet.detector import WEIGHTS, YuNet, detect, find_sightings, load_detector
 
 CPU = torch.device("cpu")
 
@@ -84,6 +86,18 @@ def test_pictures_of_any_shape_are_searched() -> None:
         noise = torch.randint(0, 256, (1, *shape), dtype=torch.uint8, generator=random)
         for picture in (noise, torch.zeros(1, *shape, dtype=torch.uint8)):
             assert find_sightings(picture.expand(3, -1, -1), None, 0.6, CPU).shape == (0, 15)
+
+
+def test_a_missing_file_is_named_with_what_mends_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    load_detector.cache_clear()
+    monkeypatch.setattr("ferfacenet.detector.WEIGHTS", tmp_path / "model.safetensors")
+    with pytest.raises(WeightsError, match=r"model\.safetensors.*reinstall"):
+        detect_faces(PORTRAITS)
+    assert main([str(PORTRAITS)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "reinstall" in line
 
 
 def test_nothing_infinite_comes_out(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -104,8 +104,8 @@ def test_pyinstaller_is_led_to_a_hook_that_takes_the_weights_along(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """PyInstaller itself is not installed here: its two functions note what they are asked."""
-    entry = next(iter(importlib.metadata.entry_points(group="pyinstaller40", name="hook-dirs")))
-    (folder,) = entry.load()()
+    entries = importlib.metadata.entry_points(group="pyinstaller40", name="hook-dirs")
+    (folder,) = next(e for e in entries if e.value.startswith("ferfacenet.")).load()()
     hooks = types.ModuleType("PyInstaller.utils.hooks")
     hooks.collect_data_files = hooks.collect_submodules = lambda name: [name]  # type: ignore[attr-defined]
     for name in ("PyInstaller", "PyInstaller.utils"):
