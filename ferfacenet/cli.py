@@ -155,7 +155,7 @@ def _expand(images: Sequence[Path]) -> Iterator[Path]:
         if not pictures:
             raise ValueError(f"{image}: no pictures in this folder")
         if skipped := Counter(p.suffix.lower() or p.name for p in set(inside) - set(pictures)):
-            note = f"{image}: skipped {skipped.total()} other files ({', '.join(sorted(skipped))})"
+            note = f"{image}: other files skipped: {skipped.total()} ({', '.join(sorted(skipped))})"
             hint = "; pip install pillow-heif to read .heic" if ".heic" in skipped else ""
             print(f"ferfacenet: {note}{hint}", file=sys.stderr)
         yield from pictures

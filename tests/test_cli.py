@@ -99,7 +99,7 @@ def test_a_folder_is_every_picture_below_it(
         (folder / name).write_bytes(crop.read_bytes())
     answers, err = ask(weights, capsys, folder)
     assert [answer["image"] for answer in answers] == [f"{folder}/{name}" for name in pictures]
-    assert "skipped 3 other files (.heic, .png, .txt); pip install pillow-heif" in err
+    assert "other files skipped: 3 (.heic, .png, .txt); pip install pillow-heif" in err
     assert f"{empty}: no pictures" in ask(weights, capsys, empty, status=2)[1]
 
 
