@@ -16,7 +16,6 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.ops import box_area, nms
 
 from ferfacenet.weights import REINSTALL, as_weights_error
 
@@ -132,6 +131,8 @@ def detect(pixels: Tensor, min_score: float, device: torch.device) -> list[Tenso
     Returns:
         For each picture (n, 15) float32 on the CPU, as ``YuNet`` has it, the best score first.
     """
+    from torchvision.ops import nms  # takes as long to import as torch: only for a search
+
     height, width = pixels.shape[-2:]
     x = pixels.to(device).to(torch.float32, memory_format=torch.channels_last)
     x = x / 255 if pixels.dtype == torch.uint8 else x
@@ -169,6 +170,8 @@ def find_sightings(
 
     def draw(like: Tensor, scale: float) -> Tensor:
         size = [max(1, round(length * min(scale, MAX_UPSCALE))) for length in (height, width)]
+        if list(like.shape[1:]) == size:
+            return like
         return F.interpolate(like[None], size=size, mode="bilinear", antialias=True)[0]
 
     def look(drawn: Tensor, quarter: int, border: int = 0) -> Tensor:
@@ -188,10 +191,11 @@ def find_sightings(
     if fine.shape[1:].numel() > 1.2 * medium.shape[1:].numel():
         seen += [look(fine, quarter) for quarter in quarters]
     if not any((rows[:, 14] >= _SURE).any() for rows in seen):
-        seen += [look(draw(picture, scale * _MEDIUM / long), 0) for scale in (2.0, 0.5)]
+        others = [draw(picture, scale * _MEDIUM / long) for scale in (2.0, 0.5)]
+        seen += [look(drawn, 0) for drawn in others if drawn.shape != medium.shape]
     rows = _distinct(torch.cat(seen))[:, :15]
     rows = rows[(rows[:, 2:4] - rows[:, :2]).amax(1) >= min_size]
-    return rows[(rows[:, 14] * box_area(rows[:, :4]).sqrt()).argsort(descending=True)]
+    return rows[(rows[:, 14] * _area(rows[:, :4]).sqrt()).argsort(descending=True)]
 
 
 def _look(
@@ -216,6 +220,10 @@ def _look(
     return torch.cat([*corners, points[:, 2:].flatten(1), rows[:, 14:]], 1)
 
 
+def _area(boxes: Tensor) -> Tensor:
+    return (boxes[:, 2:] - boxes[:, :2]).prod(1)
+
+
 def _distinct(rows: Tensor) -> Tensor:
     """Those of some rows, each with its quarter turns behind it, that are of different faces, the
     best score first."""
@@ -223,7 +231,7 @@ def _distinct(rows: Tensor) -> Tensor:
     boxes, turns = rows[:, :4], rows[:, 15]
     low = torch.maximum(boxes[:, None, :2], boxes[:, :2])
     high = torch.minimum(boxes[:, None, 2:], boxes[:, 2:])
-    areas = box_area(boxes)
+    areas = _area(boxes)
     cover = (high - low).clamp(min=0).prod(2) / torch.minimum(areas[:, None], areas)
     same = cover >= torch.where(turns[:, None] == turns, _SAME_FACE, _SAME_FACE_TURNED)
     kept: list[int] = []
