@@ -74,58 +74,31 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
+    # fmt: off
     add("images", nargs="+", type=Path, metavar="IMAGE", help="file or folder")
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="one JSON object a picture and line")
     form.add_argument("--csv", action="store_true", help="one line a face, under a header")
-    add(
-        "--plot",
-        type=Path,
-        metavar="OUT",
-        help="draw the photo with its histograms: a picture file, or a folder for many images",
-    )
+    add("--plot", type=Path, metavar="OUT",
+        help="draw the photo with its histograms: a picture file, or a folder for many images")
     add("--top", type=int, metavar="N", help="show the N likeliest expressions only, as bars")
-    add(
-        "--min-score",
-        type=float,
-        default=0.6,
-        metavar="S",
-        help="the least the detector is sure of a face, to 1 (%(default)s)",
-    )
-    add(
-        "--min-size",
-        type=float,
-        metavar="PX",
-        help="side of the smallest face (20, or more in a picture above 2.5 megapixels)",
-    )
+    add("--min-score", type=float, default=0.6, metavar="S",
+        help="the least the detector is sure of a face, to 1 (%(default)s)")
+    add("--min-size", type=float, metavar="PX",
+        help="side of the smallest face (20, or more in a picture above 2.5 megapixels)")
     add("--max-faces", type=int, metavar="N", help="at most so many faces of each picture")
-    add(
-        "--min-confidence",
-        type=float,
-        default=0.0,
-        metavar="P",
-        help='the label of a face that is less sure than this is "unsure"',
-    )
-    add(
-        "--weights",
-        default="fer2013",
-        help="name, folder, .safetensors file or Hub id (%(default)s)",
-    )
-    add(
-        "--tta",
-        choices=("flip", "ten_crop", "none"),
-        default="flip",
-        help="views of each face that are averaged (%(default)s)",
-    )
-    add(
-        "--align",
-        choices=("auto", "never"),
-        default="auto",
-        help="auto: find the faces; never: take the centre square of each picture for one",
-    )
+    add("--min-confidence", type=float, default=0.0, metavar="P",
+        help='the label of a face that is less sure than this is "unsure"')
+    add("--weights", default="fer2013",
+        help="name, folder, .safetensors file or Hub id (%(default)s)")
+    add("--tta", choices=("flip", "ten_crop", "none"), default="flip",
+        help="views of each face that are averaged (%(default)s)")
+    add("--align", choices=("auto", "never"), default="auto",
+        help="auto: find the faces; never: take the centre square of each picture for one")
     add("--device", default="cpu", help="for instance cuda (%(default)s)")
     add("--version", action="version", version=f"%(prog)s {ferfacenet.__version__}")
-    return parser  # fmt: skip
+    # fmt: on
+    return parser
 
 
 def _check(options: argparse.Namespace) -> None:
@@ -165,12 +138,10 @@ def _plot_paths(out: Path | None, paths: Sequence[Path]) -> dict[Path, Path]:
     """Where the plot of each picture goes; empty if none is wanted."""
     if out is None:
         return {}
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError('--plot needs matplotlib: pip install ".[plot]"') from error
+    from ferfacenet.plots import new_figure
+
+    known = new_figure().canvas.get_supported_filetypes()
     if len(paths) == 1 and not out.is_dir():
-        known = Figure().canvas.get_supported_filetypes()
         if out.suffix[1:].lower() not in known:
             raise ValueError(f"--plot {out}: the name must end in one of {', '.join(known)}")
         if not out.parent.is_dir():
@@ -210,10 +181,9 @@ def _run(
         except (ValueError, OSError) as error:
             return error
 
-    options.columns = model.num_classes
+    header = ["image", *_FACE, *(model.categories or map(str, range(model.num_classes)))]
     if options.csv:
-        names = model.categories or map(str, range(model.num_classes))
-        _say(_csv_line(["image", *_FACE, *names]))
+        _say(_csv_line(header))
     many = len(paths) > 1 and sys.stderr.isatty()
     bar = tqdm(total=len(paths), unit="img", disable=not many, file=sys.stderr)
     with bar, ThreadPoolExecutor(_THREADS) as pool:
@@ -230,7 +200,8 @@ def _run(
             together = read_faces(model, [face for faces in found.values() for face in faces], tta)
             read = iter(together)
             for path, faces in found.items():
-                _report(path, list(islice(read, len(faces))), plots.get(path), options)
+                same = list(islice(read, len(faces)))
+                _report(path, same, len(header), plots.get(path), options)
     return int(failed)
 
 
@@ -246,13 +217,16 @@ def _find(path: Path, model: ImprovedVGG19, options: argparse.Namespace) -> list
             pixels, options.min_size, options.min_score, options.max_faces, model.mean.device
         )
     height, width = pixels.shape[-2:]
-    side, x, y = min(height, width), max(0, width - height) // 2, max(0, height - width) // 2
+    side = min(height, width)
+    x, y = (width - side) // 2, (height - side) // 2
     crop = ferfacenet.preprocess(pixels, align=False)
     box = tuple(map(float, (x, y, x + side, y + side)))
     return [ferfacenet.Face(box, torch.zeros(0, 2), math.nan, crop)]  # type: ignore[arg-type]
 
 
-def _report(path: Path, faces: list[Face], plot: Path | None, options: argparse.Namespace) -> None:
+def _report(
+    path: Path, faces: list[Face], columns: int, plot: Path | None, options: argparse.Namespace
+) -> None:
     faces = [
         replace(face, label="unsure") if (face.confidence or 0) < options.min_confidence else face
         for face in faces
@@ -265,7 +239,7 @@ def _report(path: Path, faces: list[Face], plot: Path | None, options: argparse.
             chances = [round(value, 6) for value in (face.probabilities or {}).values()]
             _say(_csv_line([path, *row["box"], *(row[name] for name in _FACE[4:]), *chances]))
         if not faces:
-            _say(_csv_line([path, *[""] * (len(_FACE) + options.columns)]))
+            _say(_csv_line([path, *[""] * (columns - 1)]))
     else:
         _say("\n".join(_bars(path, faces, options.top)))
     if plot:
@@ -292,9 +266,9 @@ def _bars(path: Path, faces: list[Face], top: int | None) -> Iterator[str]:
         x0, y0, x1, y1 = map(round, face.box)
         number = f" {index + 1} of {len(faces)}" if len(faces) > 1 else ""
         yield f"{path}: face{number}, x {x0} to {x1}, y {y0} to {y1}: {face.label}"
-        chances = face.probabilities or {}
+        chances = _describe(face)["probabilities"]
         width = max(map(len, chances))
-        for name, value in sorted(chances.items(), key=lambda item: -item[1])[:top]:
+        for name, value in islice(chances.items(), top):
             bar = block * round(_BAR * value)
             yield f"  {name:<{width}} {100 * value:5.1f} %  {bar}".rstrip()
 

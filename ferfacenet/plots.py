@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ferfacenet.faces import Face
 from ferfacenet.images import Image, read_image
@@ -12,6 +12,15 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _COLOURS = ("#4477aa", "#cc6677", "#228833", "#ddaa33", "#66ccee", "#aa3377", "#777777")
+
+
+def new_figure(**options: Any) -> Figure:
+    """An empty figure; where matplotlib is missing, an ImportError that names the pip line."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError('plotting needs matplotlib: pip install ".[plot]"') from error
+    return Figure(**options)
 
 
 def plot_faces(image: Image, faces: Sequence[Face]) -> Figure:
@@ -29,11 +38,6 @@ def plot_faces(image: Image, faces: Sequence[Face]) -> Figure:
         ImportError: matplotlib is missing; the message names the pip line.
         ValueError: a face has not been read, or the image cannot be.
     """
-    try:
-        from matplotlib.figure import Figure
-        from matplotlib.patches import Rectangle
-    except ImportError as error:
-        raise ImportError('plotting needs matplotlib: pip install ".[plot]"') from error
     photo = read_image(image)
     shape = photo.shape[1] / photo.shape[2]
     beside = len(faces) <= 2
@@ -42,7 +46,9 @@ def plot_faces(image: Image, faces: Sequence[Face]) -> Figure:
     width = 5.0 if beside else 3.0 * columns  # of the photo, in inches as all of these
     height = min(max(width * shape, 3.0), 9.0)
     size = (width + 4.0 * bool(faces), height) if beside else (width, height + 2.2 * rows)
-    figure = Figure(figsize=size, layout="constrained")
+    figure = new_figure(figsize=size, layout="constrained")
+    from matplotlib.patches import Rectangle
+
     whole = figure.add_gridspec(1, 2, width_ratios=[width, 4.0])
     if not beside:
         whole = figure.add_gridspec(2, 1, height_ratios=[height, 2.2 * rows])

@@ -214,9 +214,10 @@ def photos() -> str:
     of = read("faces.json")
     turned, small = of["photos"]["quarter_turns"], of["photos"]["small"]
     rows: list[tuple[Any, ...]] = [("", "")]
-    for title, key in (("found", "found"), ("label kept", "label_kept")):
-        shares = turned[f"{key}_at_90_180_270"]
-        title = f"{turned['faces']} faces, turned by 90, 180, 270 degrees: {title}, %"
+    for what in ("found", "label_kept"):
+        shares = turned[f"{what}_at_90_180_270"]
+        what = what.replace("_", " ")
+        title = f"{turned['faces']} faces, turned by 90, 180, 270 degrees: {what}, %"
         rows.append((title, ", ".join(percent(share, 1) for share in shares)))
     for times, square in of["photos"]["squares"].items():
         title = f"{square['squares']} squares of {times} times the box: label kept, %"
