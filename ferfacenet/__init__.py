@@ -15,13 +15,17 @@ if TYPE_CHECKING:
     from ferfacenet.inference import predict_faces, predict_proba, preprocess
     from ferfacenet.model import ImprovedVGG19
     from ferfacenet.plots import plot_faces
+    from ferfacenet.video import FaceTracker, TrackedFace, VideoFrame, predict_video
     from ferfacenet.weights import WeightsError, save_pretrained
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Face",
+    "FaceTracker",
     "ImprovedVGG19",
+    "TrackedFace",
+    "VideoFrame",
     "WeightsError",
     "detect_faces",
     "list_pretrained",
@@ -29,6 +33,7 @@ __all__ = [
     "plot_faces",
     "predict_faces",
     "predict_proba",
+    "predict_video",
     "preprocess",
     "save_pretrained",
 ]
@@ -39,6 +44,7 @@ _HOMES = {
     "inference": ("predict_faces", "predict_proba", "preprocess"),
     "model": ("ImprovedVGG19",),
     "plots": ("plot_faces",),
+    "video": ("FaceTracker", "TrackedFace", "VideoFrame", "predict_video"),
     "weights": ("WeightsError", "save_pretrained"),
 }
 

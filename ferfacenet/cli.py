@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import io
 import json
 import math
 import os
+import re
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 import ferfacenet
+from ferfacenet.report import bars, csv_line, describe, say
 
 if TYPE_CHECKING:
     from ferfacenet import Face, ImprovedVGG19
@@ -28,13 +29,16 @@ examples:
   ferfacenet photo.jpg                    the probabilities as bars, one block a face
   ferfacenet photo.jpg --plot out.png     and the photo with its histograms
   ferfacenet --json holiday/ > out.jsonl  every photo in a folder, one JSON object a line
+  ferfacenet clip.mp4 --plot out.mp4      a video, who is in it and how they look
+  ferfacenet --camera 0 --json            a camera, one JSON object a face and line
 
-The exit status is 0, also where there is no face; 1 if an image could not be read (the others
-are still done), or 2 if the command itself is wrong.
+The exit status is 0, also where there is no face; 1 if something could not be read (all else is
+still done), or 2 if the command itself is wrong.
 """
+#: What is taken for a video; folders stand for the pictures in them.
+_VIDEO = re.compile(r"\.(3gp|avi|flv|m2ts|m4v|mkv|mov|mp4|mpe?g|mts|ogv|webm|wmv)$", re.IGNORECASE)
 #: Images whose faces are read together, and threads that look for them.
 _CHUNK, _THREADS = 16, min(4, os.cpu_count() or 1)
-_BAR = 40
 _FACE = ("x0", "y0", "x1", "y1", "score", "label", "confidence")
 
 
@@ -42,13 +46,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a file name that the console cannot show
-            stream.reconfigure(errors="backslashreplace")
+            stream.reconfigure(errors="backslashreplace", line_buffering=True)
     options = _parser().parse_args(arguments)
     try:
         try:
             _check(options)
-            paths = list(_expand(options.images))
-            plots = _plot_paths(options.plot, paths)
+            videos = _videos(options)
+            paths = videos or list(_expand(options.images))
+            plots = _plot_paths(options.plot, paths, bool(videos))
             model = ferfacenet.load_pretrained(options.weights, device=options.device)
             if options.align == "auto":
                 from ferfacenet.detector import load_detector
@@ -57,6 +62,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except (ValueError, OSError, ImportError, RuntimeError) as error:
             print(f"ferfacenet: {error}", file=sys.stderr)
             return 2
+        if videos:
+            from ferfacenet.cli_video import run_videos
+
+            return run_videos(model, videos, plots, options)
         return _run(model, paths, plots, options)
     except BrokenPipeError:  # the reader, head for instance, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -69,18 +78,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="ferfacenet",
-        description="Read the expressions of all faces in photos.",
+        description="Read the expressions of all faces in photos or videos.",
         epilog=_EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
     # fmt: off
-    add("images", nargs="+", type=Path, metavar="IMAGE", help="file or folder")
+    add("images", nargs="*", type=Path, metavar="FILE",
+        help="photos and folders of photos; or videos, and images in sequence as frames/%%04d.png")
     form = parser.add_mutually_exclusive_group()
-    form.add_argument("--json", action="store_true", help="one JSON object a picture and line")
+    form.add_argument("--json", action="store_true",
+                      help="one JSON object a picture and line, or a face in a frame and line")
     form.add_argument("--csv", action="store_true", help="one line a face, under a header")
     add("--plot", type=Path, metavar="OUT",
-        help="draw the photo with its histograms: a picture file, or a folder for many images")
+        help="draw the photo with its histograms: a picture file, or a folder for many images; of "
+        "a video, an .mp4, .mov, .mkv or .webm with boxes, and a .png of each person's course")
     add("--top", type=int, metavar="N", help="show the N likeliest expressions only, as bars")
     add("--min-score", type=float, default=0.6, metavar="S",
         help="the least the detector is sure of a face, to 1 (%(default)s)")
@@ -95,6 +107,11 @@ def _parser() -> argparse.ArgumentParser:
         help="views of each face that are averaged (%(default)s)")
     add("--align", choices=("auto", "never"), default="auto",
         help="auto: find the faces; never: take the centre square of each picture for one")
+    add("--camera", type=int, metavar="N", help="read a camera, until Ctrl-C")
+    add("--every", type=int, default=1, metavar="N", help="every Nth frame of a video only")
+    add("--smooth", type=float, default=0.5, metavar="SECONDS",
+        help="a person's probabilities in a video are averaged over so long; 0: not (%(default)s)")
+    add("--fps", type=float, metavar="N", help="frames a second of images in sequence (25)")
     add("--device", default="cpu", help="for instance cuda (%(default)s)")
     add("--version", action="version", version=f"%(prog)s {ferfacenet.__version__}")
     # fmt: on
@@ -105,8 +122,36 @@ def _check(options: argparse.Namespace) -> None:
     from ferfacenet.faces import check_limits
 
     check_limits(options.min_size, options.min_score, options.max_faces)
-    if options.top is not None and options.top < 1:
-        raise ValueError(f"--top must be at least 1, got {options.top}")
+    for name in ("top", "every", "fps"):
+        value = getattr(options, name)
+        if value is not None and not value >= (1 if name != "fps" else 0.001):
+            raise ValueError(f"--{name} must be at least 1, got {value}")
+    if not options.smooth >= 0:
+        raise ValueError(f"--smooth must be at least 0, got {options.smooth}")
+
+
+def _videos(options: argparse.Namespace) -> list[Path]:
+    """The videos that are to be read, or the camera under a name; none if it is pictures."""
+    from ferfacenet.frames import import_extra
+
+    files: list[Path] = options.images
+    if (options.camera is None) == (not files):
+        raise ValueError("name files, or a --camera" + (", not both" if files else ""))
+    if options.camera is not None:
+        import_extra("cv2")
+        return [Path(f"camera {options.camera}")]
+    videos = [
+        file
+        for file in files
+        if _VIDEO.search(file.name) or (re.search(r"%\d*d", file.name) and not file.exists())
+    ]
+    if videos and len(videos) < len(files):
+        raise ValueError(f"{videos[0]} is a video: give photos and videos to separate commands")
+    if videos and options.align == "never":
+        raise ValueError("--align never is for photos: in videos faces are always looked for")
+    if videos:
+        import_extra("av")
+    return videos
 
 
 def _expand(images: Sequence[Path]) -> Iterator[Path]:
@@ -134,13 +179,15 @@ def _expand(images: Sequence[Path]) -> Iterator[Path]:
         yield from pictures
 
 
-def _plot_paths(out: Path | None, paths: Sequence[Path]) -> dict[Path, Path]:
-    """Where the plot of each picture goes; empty if none is wanted."""
+def _plot_paths(out: Path | None, paths: Sequence[Path], video: bool) -> dict[Path, Path]:
+    """Where the plot of each picture or video goes; empty if none is wanted."""
     if out is None:
         return {}
+    from ferfacenet.frames import WRITABLE
     from ferfacenet.plots import new_figure
 
-    known = new_figure().canvas.get_supported_filetypes()
+    known: Iterable[str] = new_figure().canvas.get_supported_filetypes()
+    known = WRITABLE if video else known
     if len(paths) == 1 and not out.is_dir():
         if out.suffix[1:].lower() not in known:
             raise ValueError(f"--plot {out}: the name must end in one of {', '.join(known)}")
@@ -148,12 +195,12 @@ def _plot_paths(out: Path | None, paths: Sequence[Path]) -> dict[Path, Path]:
             raise ValueError(f"--plot {out}: there is no folder {out.parent}")
         return {paths[0]: out}
     if out.suffix and not out.is_dir():
-        raise ValueError(f"--plot {out}: for {len(paths)} images name a folder")
+        raise ValueError(f"--plot {out}: for {len(paths)} files name a folder")
     out.mkdir(parents=True, exist_ok=True)
-    names = [path.stem for path in paths]
-    # Pictures of one name in different folders get the whole path as their name.
+    names, suffix = [path.stem for path in paths], ".mp4" if video else ".png"
+    # Files of one name in different folders get the whole path as their name.
     return {
-        path: out / f"{path.stem if names.count(path.stem) == 1 else _flat(path)}.png"
+        path: out / f"{path.stem if names.count(path.stem) == 1 else _flat(path)}{suffix}"
         for path in paths
     }
 
@@ -183,7 +230,7 @@ def _run(
 
     header = ["image", *_FACE, *(model.categories or map(str, range(model.num_classes)))]
     if options.csv:
-        _say(_csv_line(header))
+        say(csv_line(header))
     many = len(paths) > 1 and sys.stderr.isatty()
     bar = tqdm(total=len(paths), unit="img", disable=not many, file=sys.stderr)
     with bar, ThreadPoolExecutor(_THREADS) as pool:
@@ -196,7 +243,7 @@ def _run(
                     continue
                 failed = True
                 text = str(faces)
-                _say(f"ferfacenet: {text if str(path) in text else f'{path}: {text}'}", sys.stderr)
+                say(f"ferfacenet: {text if str(path) in text else f'{path}: {text}'}", sys.stderr)
             together = read_faces(model, [face for faces in found.values() for face in faces], tta)
             read = iter(together)
             for path, faces in found.items():
@@ -227,60 +274,27 @@ def _find(path: Path, model: ImprovedVGG19, options: argparse.Namespace) -> list
 def _report(
     path: Path, faces: list[Face], columns: int, plot: Path | None, options: argparse.Namespace
 ) -> None:
-    faces = [
-        replace(face, label="unsure") if (face.confidence or 0) < options.min_confidence else face
-        for face in faces
-    ]
+    rows = [describe(face, options.min_confidence) for face in faces]
     if options.json:
-        _say(json.dumps({"image": str(path), "faces": [_describe(face) for face in faces]}))
+        say(json.dumps({"image": str(path), "faces": rows}))
     elif options.csv:
-        for face in faces:
-            row = _describe(face)
-            chances = [round(value, 6) for value in (face.probabilities or {}).values()]
-            _say(_csv_line([path, *row["box"], *(row[name] for name in _FACE[4:]), *chances]))
+        for row, face in zip(rows, faces, strict=True):
+            chances = [row["probabilities"][name] for name in face.probabilities or ()]
+            say(csv_line([path, *row["box"], *(row[name] for name in _FACE[4:]), *chances]))
         if not faces:
-            _say(_csv_line([path, *[""] * (columns - 1)]))
+            say(csv_line([path, *[""] * (columns - 1)]))
     else:
-        _say("\n".join(_bars(path, faces, options.top)))
+        say("\n".join(_text(path, rows, options.top)))
     if plot:
-        ferfacenet.plot_faces(path, faces).savefig(plot, dpi=110)
+        labelled = [replace(f, label=row["label"]) for f, row in zip(faces, rows, strict=True)]
+        ferfacenet.plot_faces(path, labelled).savefig(plot, dpi=110)
 
 
-def _describe(face: Face) -> dict[str, Any]:
-    ranked = sorted((face.probabilities or {}).items(), key=lambda item: -item[1])
-    return {
-        "box": [round(end, 1) for end in face.box],
-        "score": None if math.isnan(face.score) else round(face.score, 4),
-        "label": face.label,
-        "confidence": round(face.confidence or 0, 6),
-        "probabilities": {name: round(value, 6) for name, value in ranked},
-    }
-
-
-def _bars(path: Path, faces: list[Face], top: int | None) -> Iterator[str]:
-    if not faces:
+def _text(path: Path, rows: list[dict[str, Any]], top: int | None) -> Iterator[str]:
+    if not rows:
         yield f"{path}: no face"
-    encoding = sys.stdout.encoding or "ascii"
-    block = "█" if "█".encode(encoding, "ignore") else "#"
-    for index, face in enumerate(faces):
-        x0, y0, x1, y1 = map(round, face.box)
-        number = f" {index + 1} of {len(faces)}" if len(faces) > 1 else ""
-        yield f"{path}: face{number}, x {x0} to {x1}, y {y0} to {y1}: {face.label}"
-        chances = _describe(face)["probabilities"]
-        width = max(map(len, chances))
-        for name, value in islice(chances.items(), top):
-            bar = block * round(_BAR * value)
-            yield f"  {name:<{width}} {100 * value:5.1f} %  {bar}".rstrip()
-
-
-def _csv_line(cells: Sequence[object]) -> str:
-    line = io.StringIO()
-    csv.writer(line, lineterminator="").writerow(cells)
-    return line.getvalue()
-
-
-def _say(text: str, file: IO[str] | None = None) -> None:
-    """Print a line above the progress bar, if one is being drawn."""
-    from tqdm import tqdm
-
-    tqdm.write(text, file=file or sys.stdout)
+    for index, row in enumerate(rows):
+        x0, y0, x1, y1 = map(round, row["box"])
+        number = f" {index + 1} of {len(rows)}" if len(rows) > 1 else ""
+        yield f"{path}: face{number}, x {x0} to {x1}, y {y0} to {y1}: {row['label']}"
+        yield from bars(row["probabilities"], top)

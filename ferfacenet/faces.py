@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -21,7 +22,7 @@ _WEAKER = 0.2
 # upright by what is known of its roll and drawn with its box this large in a square view of that
 # side: once, again if that shows more roll than so many degrees, and then tilted by so many to
 # either side, of which the mean is taken.
-_CLOSE_FACE, _CLOSE_VIEW, _LEVEL, _TILT = 180, 256, 3.0, 8.0
+_CLOSE_FACE, _CLOSE_VIEW, _LEVEL, _TILTS = 180, 256, 3.0, (-8.0, 8.0)
 # What is no further from a face than this, in sides and in size, is that face seen again.
 _SAME = 0.6
 _BATCH = 16
@@ -65,13 +66,14 @@ class Face:
 
 
 @dataclass(frozen=True, eq=False)
-class _Pose:
-    """How a face stands: landmarks (5, 2), the middle (2,) and the side of its box, in pixels of
-    the picture, all in float64; and the score."""
+class Pose:
+    """How a face stands: landmarks (5, 2), the middle (2,) and the side of its upright box, and
+    the box in which it was first seen (4,), in pixels of the picture, all in float64; the score."""
 
     points: Tensor
     middle: Tensor
     side: float
+    box: Tensor
     score: float
 
     @property
@@ -118,22 +120,54 @@ def find_faces(
     """As ``detect_faces``, of (1 or 3, H, W) as ``decode`` returns it, by a detector on
     ``device``; a picture that is a face crop already is taken as it is if ``keep_crops``."""
     check_limits(min_size, min_score, max_faces)
-    picture, device = _to_rgb(pixels), device or torch.device("cpu")
-    weak = max(0.1, min_score - _WEAKER)
-    found: list[tuple[Tensor, _Pose]] = []
-    sightings = find_sightings(picture, min_size, weak, device)
-    for rows in sightings.split(_BATCH) if len(sightings) else ():
-        for row, pose in zip(rows, _look_closer(picture, rows, weak, device), strict=True):
-            known = any(_distance(pose, other) < _SAME for _, other in found)
-            if pose.score >= min_score and not known:
-                found.append((row, pose))
-        if max_faces is not None and len(found) >= max_faces:
-            break
-    found.sort(key=lambda pair: pair[1].score * pair[1].side, reverse=True)
-    faces = [_frame(picture, row, pose) for row, pose in found[:max_faces]]
-    if faces and keep_crops and _is_crop(picture, found[0][1]):
+    picture = to_rgb(pixels)
+    found = find_poses(picture, min_size, min_score, max_faces, device or torch.device("cpu"))
+    faces = [frame_face(picture, pose) for pose in found]
+    if faces and keep_crops and _is_crop(picture, found[0]):
         return [replace(faces[0], crop=resize(to_gray(pixels)))]
     return faces
+
+
+def find_poses(
+    picture: Tensor,
+    min_size: float | None,
+    min_score: float,
+    max_faces: int | None,
+    device: torch.device,
+    known: Sequence[Pose] = (),
+) -> list[Pose]:
+    """The faces of (3, H, W) uint8 but for those that are known, by score times size."""
+    weak = max(0.1, min_score - _WEAKER)
+    found: list[Pose] = []
+    unturned = torch.eye(2, 3, dtype=torch.float64, device="cpu")
+    rows = find_sightings(picture, min_size, weak, device)
+    sightings = [_read_pose(row, unturned) for row in rows]
+    sightings = [pose for pose in sightings if not _is_among(pose, known)]
+    for start in range(0, len(sightings), _BATCH):
+        for pose in _look_closer(picture, sightings[start : start + _BATCH], weak, device):
+            if pose.score >= min_score and not _is_among(pose, [*known, *found]):
+                found.append(pose)
+        if max_faces is not None and len(found) >= max_faces:
+            break
+    return sorted(found, key=lambda pose: pose.score * pose.side, reverse=True)[:max_faces]
+
+
+def follow_faces(
+    picture: Tensor, poses: Sequence[Pose], min_score: float, device: torch.device
+) -> list[Pose | None]:
+    """Faces in the next picture of a video, each looked for around where it was; None for what
+    is not seen there, or only where another face is."""
+    weak = max(0.1, min_score - _WEAKER)
+    old = [replace(pose, score=0.0) for pose in poses]  # what counts is what this picture shows
+    new = _look_again(picture, old, _look(picture, old, _TILTS, weak, device), _TILTS, weak, device)
+    moves = [distance(pose, before) for pose, before in zip(new, old, strict=True)]
+    followed: list[Pose | None] = [None] * len(old)
+    for index in sorted(range(len(old)), key=moves.__getitem__):
+        pose, before = new[index], old[index]
+        if pose.score >= min_score and not _is_among(pose, [other for other in followed if other]):
+            corners = (before.box.view(2, 2) - before.middle) * (pose.side / before.side)
+            followed[index] = replace(pose, box=(corners + pose.middle).flatten())
+    return followed
 
 
 def check_limits(min_size: float | None, min_score: float, max_faces: int | None) -> None:
@@ -146,7 +180,7 @@ def check_limits(min_size: float | None, min_score: float, max_faces: int | None
         raise ValueError(f"max_faces must be at least 1, got {max_faces!r}")
 
 
-def _to_rgb(pixels: Tensor) -> Tensor:
+def to_rgb(pixels: Tensor) -> Tensor:
     """(1 or 3, H, W) as ``decode`` returns it to (3, H, W) uint8, gray without a copy."""
     if pixels.dtype != torch.uint8:
         wide, pixels = pixels, torch.empty_like(pixels, dtype=torch.uint8)
@@ -156,41 +190,50 @@ def _to_rgb(pixels: Tensor) -> Tensor:
     return pixels.expand(3, -1, -1)
 
 
-def _read_pose(row: Tensor, matrix: Tensor) -> _Pose:
+def _read_pose(row: Tensor, matrix: Tensor) -> Pose:
     """The pose in a row of ``detect`` on a view with that (2, 3) matrix."""
     row = row.double()
     points = torch.cat([(row[:2] + row[2:4])[None] / 2, row[4:14].view(5, 2)])
     points = points @ matrix[:, :2].T + matrix[:, 2]
     area = (row[2:4] - row[:2]).prod() * torch.det(matrix[:, :2])
-    return _Pose(points[1:], points[0], math.sqrt(float(area)), float(row[14]))
+    return Pose(points[1:], points[0], math.sqrt(float(area)), row[:4], float(row[14]))
 
 
 def _look_closer(
-    picture: Tensor, rows: Tensor, min_score: float, device: torch.device
-) -> list[_Pose]:
-    """What is seen of some sightings, (n, 15), when each is turned upright and drawn at the right
-    size."""
-    unturned = torch.eye(2, 3, dtype=torch.float64, device="cpu")
-    sightings = [_read_pose(row, unturned) for row in rows]
+    picture: Tensor, sightings: Sequence[Pose], min_score: float, device: torch.device
+) -> list[Pose]:
+    """What is seen of some sightings when each is turned upright and drawn at the right size."""
     poses = _look(picture, sightings, (0.0,), min_score, device)
-    turns = [pose.roll - old.roll for pose, old in zip(poses, sightings, strict=True)]
+    poses = _look_again(picture, sightings, poses, (0.0,), min_score, device)
+    return _look(picture, poses, _TILTS, min_score, device)
+
+
+def _look_again(
+    picture: Tensor,
+    before: Sequence[Pose],
+    poses: list[Pose],
+    tilts: tuple[float, ...],
+    min_score: float,
+    device: torch.device,
+) -> list[Pose]:
+    """The poses, those that rolled since ``before`` looked at once more by what is known now."""
+    turns = [pose.roll - old.roll for pose, old in zip(poses, before, strict=True)]
     rolled = [i for i, turn in enumerate(turns) if abs((turn + 180) % 360 - 180) > _LEVEL]
-    if rolled:
-        again = _look(picture, [poses[i] for i in rolled], (0.0,), min_score, device)
-        for index, pose in zip(rolled, again, strict=True):
-            poses[index] = pose
-    return _look(picture, poses, (-_TILT, _TILT), min_score, device)
+    again = _look(picture, [poses[i] for i in rolled], tilts, min_score, device)
+    return [again[rolled.index(i)] if i in rolled else pose for i, pose in enumerate(poses)]
 
 
 def _look(
     picture: Tensor,
-    poses: list[_Pose],
+    poses: Sequence[Pose],
     tilts: tuple[float, ...],
     min_score: float,
     device: torch.device,
-) -> list[_Pose]:
+) -> list[Pose]:
     """The poses as they are seen from close by, in views that are tilted by so many degrees from
     upright, of which the mean is taken; those that are not seen again as they were."""
+    if not poses:
+        return []
     views = []
     for pose in poses:
         side = _CLOSE_VIEW * max(pose.side / _CLOSE_FACE, 1 / MAX_UPSCALE)
@@ -207,29 +250,34 @@ def _look(
     closer = []
     for index, pose in enumerate(poses):
         looks = [
-            min(near, key=lambda look: _distance(look, pose))
+            min(near, key=lambda look: distance(look, pose))
             for near in seen[index * len(tilts) : (index + 1) * len(tilts)]
             if near
         ]
-        looks = [look for look in looks if _distance(look, pose) < _SAME]
+        looks = [look for look in looks if distance(look, pose) < _SAME]
         if looks:
             points, middle = (
                 torch.stack(parts).mean(0)
                 for parts in zip(*((look.points, look.middle) for look in looks), strict=True)
             )
             side = sum(look.side for look in looks) / len(looks)
-            pose = _Pose(points, middle, side, max(pose.score, *(look.score for look in looks)))
+            score = max(pose.score, *(look.score for look in looks))
+            pose = Pose(points, middle, side, pose.box, score)
         closer.append(pose)
     return closer
 
 
-def _distance(first: _Pose, second: _Pose) -> float:
+def _is_among(pose: Pose, others: Sequence[Pose]) -> bool:
+    return any(distance(pose, other) < _SAME for other in others)
+
+
+def distance(first: Pose, second: Pose) -> float:
     """How far apart two boxes are, in sides, and in size."""
     apart = float((first.middle - second.middle).norm()) / second.side
     return apart + abs(math.log(first.side / second.side))
 
 
-def _is_crop(picture: Tensor, pose: _Pose) -> bool:
+def _is_crop(picture: Tensor, pose: Pose) -> bool:
     """Whether a picture is itself framed on this face as FER2013's pictures are."""
     height, width = picture.shape[1:]
     if height != width or width <= SMALL_CROP:
@@ -241,7 +289,7 @@ def _is_crop(picture: Tensor, pose: _Pose) -> bool:
     )
 
 
-def _frame(picture: Tensor, row: Tensor, pose: _Pose) -> Face:
+def frame_face(picture: Tensor, pose: Pose) -> Face:
     """Frame one face whose pose is known."""
     side, turn = pose.side / _BOX_SHARE, math.radians(pose.roll)
     down = torch.tensor([-math.sin(turn), math.cos(turn)], dtype=torch.float64, device="cpu")
@@ -251,6 +299,6 @@ def _frame(picture: Tensor, row: Tensor, pose: _Pose) -> Face:
     height, width = picture.shape[1:]
     x0, y0, x1, y1 = (
         max(0.0, min(end, float(length)))
-        for end, length in zip(row[:4].tolist(), (width, height) * 2, strict=True)
+        for end, length in zip(pose.box.tolist(), (width, height) * 2, strict=True)
     )
     return Face((x0, y0, x1, y1), pose.points.float(), min(1.0, pose.score), resize(to_gray(frame)))

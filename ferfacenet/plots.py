@@ -1,17 +1,24 @@
-"""The paper's picture: a photo beside the probabilities of its faces (VI, Figs 7 and 8)."""
+"""The paper's picture: a photo beside the probabilities of its faces (VI, Figs 7 and 8); and
+the frames and courses of a video."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from ferfacenet.faces import Face
+from ferfacenet.frames import Picture
 from ferfacenet.images import Image, read_image
+from ferfacenet.video import TrackedFace
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _COLOURS = ("#4477aa", "#cc6677", "#228833", "#ddaa33", "#66ccee", "#aa3377", "#777777")
+_ROWS = 8  # people in a picture of courses
 
 
 def new_figure(**options: Any) -> Figure:
@@ -76,4 +83,52 @@ def plot_faces(image: Image, faces: Sequence[Face]) -> Figure:
         axes.tick_params(labelsize=8, length=0)
         axes.invert_yaxis()
         axes.spines[["top", "right", "bottom"]].set_visible(False)
+    return figure
+
+
+def draw_faces(image: Picture, faces: Sequence[Face]) -> Picture:
+    """A copy of (H, W, 3) uint8 RGB with a box around each face, above it the label, how sure it
+    is, and the number of a tracked one. Needs no extra."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    picture = Image.fromarray(image)
+    draw, side = ImageDraw.Draw(picture), min(picture.size)
+    line, font = max(2, side // 200), ImageFont.load_default(max(12, side // 25))
+    for index, face in enumerate(faces):
+        number = face.track - 1 if isinstance(face, TrackedFace) else index
+        colour, text = _COLOURS[number % len(_COLOURS)], f"{face.label} {face.confidence or 0:.0%}"
+        x0, y0, x1, y1 = face.box
+        draw.rectangle((x0, y0, x1, y1), outline=colour, width=line)
+        text = f"{face.track}: {text}" if isinstance(face, TrackedFace) else text
+        _, _, right, bottom = draw.textbbox((0, 0), text, font, anchor="lt")
+        x, y = min(x0, picture.width - right - 2 * line), max(0, y0 - bottom - 2 * line)
+        draw.rectangle((x, y, x + right + 2 * line, y + bottom + 2 * line), fill=colour)
+        draw.text((x + line, y + line), text, "white", font, anchor="lt")
+    return np.asarray(picture)
+
+
+def plot_tracks(
+    tracks: Mapping[int, tuple[Sequence[float], Sequence[float]]], names: Sequence[str]
+) -> Figure:
+    """The course of each person's probabilities in a video, at most eight: by their numbers the
+    seconds, and the probabilities of all names at each of these in turn."""
+    shown = list(tracks.items())[:_ROWS]
+    figure = new_figure(figsize=(10, 1 + 1.8 * max(1, len(shown))), layout="constrained")
+    axes = figure.subplots(max(1, len(shown)), sharex=True, squeeze=False)[:, 0]
+    for ax, (number, (seconds, values)) in zip(axes, shown, strict=False):
+        times, rows = np.array(seconds), np.reshape(values, (len(seconds), len(names)))
+        # A line ends where the person is out of sight.
+        steps = np.diff(times)
+        gaps = 1 + np.flatnonzero(
+            steps > max(0.5, 2 * float(np.median(steps)) if len(steps) else 0)
+        )
+        times, rows = np.insert(times, gaps, np.nan), np.insert(rows, gaps, np.nan, axis=0)
+        for name, row, colour in zip(names, rows.T, itertools.cycle(_COLOURS)):
+            ax.plot(times, row, color=colour, label=name)
+        ax.set(ylim=(-0.03, 1.03), ylabel=f"person {number}")
+    axes[-1].set_xlabel("seconds")
+    if shown:
+        figure.legend(
+            *axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=len(names)
+        )
     return figure

@@ -208,12 +208,13 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 _REPO = r"(?P<repo>[^/]+/[^/]+)"
+_KIND = "(?:models|spaces)"
 _ROUTES: dict[str, Any] = {
     rf"(?:GET|HEAD) /{_REPO}/resolve/(?P<revision>[^/]+)/(?P<file>.+)": _Handler.resolve,
     r"POST /api/repos/create": _Handler.create,
     r"POST /api/validate-yaml": _Handler.validate_yaml,
-    rf"GET /api/models/{_REPO}/refs": _Handler.refs,
-    rf"POST /api/models/{_REPO}/preupload/.+": _Handler.preupload,
-    rf"POST /api/models/{_REPO}/commit/(?P<branch>.+)": _Handler.commit,
-    rf"POST /api/models/{_REPO}/tag/(?P<revision>.+)": _Handler.tag,
+    rf"GET /api/{_KIND}/{_REPO}/refs": _Handler.refs,
+    rf"POST /api/{_KIND}/{_REPO}/preupload/.+": _Handler.preupload,
+    rf"POST /api/{_KIND}/{_REPO}/commit/(?P<branch>.+)": _Handler.commit,
+    rf"POST /api/{_KIND}/{_REPO}/tag/(?P<revision>.+)": _Handler.tag,
 }

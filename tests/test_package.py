@@ -24,9 +24,9 @@ PACKAGE = ROOT / "ferfacenet"
 
 def test_public_names() -> None:
     assert ferfacenet.__all__ == [
-        "Face", "ImprovedVGG19", "WeightsError", "detect_faces", "list_pretrained",
-        "load_pretrained", "plot_faces", "predict_faces", "predict_proba", "preprocess",
-        "save_pretrained",
+        "Face", "FaceTracker", "ImprovedVGG19", "TrackedFace", "VideoFrame", "WeightsError",
+        "detect_faces", "list_pretrained", "load_pretrained", "plot_faces", "predict_faces",
+        "predict_proba", "predict_video", "preprocess", "save_pretrained",
     ]  # fmt: skip
     for name in ferfacenet.__all__:
         assert getattr(ferfacenet, name).__doc__, name

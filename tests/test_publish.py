@@ -98,3 +98,20 @@ def test_refusals_of_the_hub(method: str, path: str, folder: Path, server: HubSe
     server.fail(method, path, *[Fault(403)] * 20)
     assert "403" in fail("ckplus")
     assert not any(repo.tags for repo in server.repos.values())
+
+
+def test_a_space_is_the_page_with_all_that_it_needs(
+    server: HubServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """tests/test_webcam_app.py runs these files."""
+    publish.main(["space", "--dry-run"])
+    printed = capsys.readouterr().out
+    assert f"{publish.SPACE} on {server.url}" in printed and server.requests == []
+    needed = ("README.md", "app.py", "requirements.txt", "ferfacenet/weights/fer2013/config.json")
+    for name in (*needed, "ferfacenet/video.py", "ferfacenet/weights/yunet/LICENSE"):
+        assert f"  {name} " in printed
+    assert ".pyc" not in printed
+    publish.send("some/space", {"app.py": b"print()"}, True, "v1", False)
+    commit = server.repos["some/space"].branches["main"]
+    assert server.repos["some/space"].commits[commit]["app.py"] == b"print()"
+    assert any("/api/spaces/some/space/commit/" in request.path for request in server.requests)

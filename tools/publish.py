@@ -1,10 +1,11 @@
-"""Puts bundled weights on the Hugging Face Hub.
+"""Puts bundled weights, or the page to try them on, on the Hugging Face Hub.
 
   python tools/publish.py fer2013 --dry-run
+  python tools/publish.py space --dry-run
 
-creates the repository, uploads the folder of the registered name in one commit, tags it and prints
-the commit to pin; --dry-run shows what it would do and asks no network. It uses the token of
-``hf auth login`` or HF_TOKEN.
+creates the repository, uploads the folder of the registered name, or docs/examples/webcam_app.py
+with the package, in one commit, tags it and prints the commit to pin; --dry-run shows what it would
+do and asks no network. It uses the token of ``hf auth login`` or HF_TOKEN.
 """
 
 from __future__ import annotations
@@ -12,10 +13,13 @@ from __future__ import annotations
 import argparse
 import hashlib
 import sys
+from importlib.metadata import requires
+from pathlib import Path
+from typing import TypeAlias
 
 import _pages
 from _cards import card
-from huggingface_hub import HfApi, constants
+from huggingface_hub import CommitOperationAdd, HfApi, constants
 
 import ferfacenet
 from ferfacenet import list_pretrained, load_pretrained
@@ -24,17 +28,36 @@ from ferfacenet.weights import CONFIG_FILE, WEIGHTS_FILE
 
 CARD_FILE = "README.md"
 
+SPACE = "ferfacenet/ferfacenet"
+SPACE_CARD = """\
+---
+title: ferfacenet
+emoji: 🙂
+sdk: gradio
+app_file: app.py
+license: mit
+short_description: The expressions of all faces in a photo or a webcam
+---
 
-def upload(name: str, tag: str, dry_run: bool) -> None:
-    """Put the folder of the registered ``name`` on the Hub; prints what is done.
+[ferfacenet](https://github.com/ferfacenet/ferfacenet) on a page of its own.
+"""
+# A Space without a GPU needs no CUDA, which is 3 GB.
+CPU_INDEX = "--extra-index-url https://download.pytorch.org/whl/cpu"
+
+
+Files: TypeAlias = dict[str, Path | bytes]  # what is sent, by its name there
+
+
+def weights_files(name: str) -> Files:
+    """The folder of the registered ``name``.
 
     Raises:
-        ValueError: the folder is not fit to be published, or the tag is taken.
+        ValueError: the folder is not fit to be published.
         WeightsError: its files are not those that are registered.
     """
     if name not in list_pretrained():
         raise ValueError(f"{name!r} is not registered; bundle it with tools/release.py")
-    folder, repo = _pages.ROOT / "ferfacenet" / "weights" / name, repo_id(name)
+    folder = _pages.ROOT / "ferfacenet" / "weights" / name
     load_pretrained(name)  # checks both files against the registry
     files = sorted(path.name for path in folder.iterdir())
     if files != sorted([CARD_FILE, CONFIG_FILE, WEIGHTS_FILE]):
@@ -44,35 +67,65 @@ def upload(name: str, tag: str, dry_run: bool) -> None:
         )
     if (folder / CARD_FILE).read_text() != card(name):
         raise ValueError(f"{folder / CARD_FILE} is stale; write it with: python tools/release.py")
+    return {file: folder / file for file in files}
+
+
+def space_files() -> Files:
+    """The page as a Space that needs nothing but these files and PyPI: the package is in it."""
+    package = Path(ferfacenet.__file__).parent
+    needs = [line for line in requires("ferfacenet") or [] if "extra ==" not in line]
+    return {
+        CARD_FILE: SPACE_CARD.encode(),
+        "app.py": _pages.ROOT / "docs" / "examples" / "webcam_app.py",
+        "requirements.txt": "\n".join([CPU_INDEX, *needs, "scipy", ""]).encode(),
+        **{
+            path.relative_to(package.parent).as_posix(): path
+            for path in sorted(package.rglob("*"))
+            if path.is_file() and path.suffix != ".pyc"
+        },
+    }
+
+
+def send(repo: str, files: Files, space: bool, tag: str, dry_run: bool) -> None:
+    """Put files on the Hub as one commit, and tag it; prints what is done.
+
+    Raises:
+        ValueError: the tag is taken.
+    """
     message = f"ferfacenet {ferfacenet.__version__}"
     print(f'{repo} on {constants.ENDPOINT}, commit "{message}", tag {tag}:')
-    for file in files:
-        data = (folder / file).read_bytes()
-        print(f"  {file:<20} {len(data):>12,} bytes  sha256 {hashlib.sha256(data).hexdigest()}")
+    for name, source in files.items():
+        data = source if isinstance(source, bytes) else source.read_bytes()
+        print(f"  {name:<20} {len(data):>12,} bytes  sha256 {hashlib.sha256(data).hexdigest()}")
     if dry_run:
         print("dry run: nothing was sent")
         return
-    hub = HfApi()
-    hub.create_repo(repo, exist_ok=True)
-    if any(ref.name == tag for ref in hub.list_repo_refs(repo).tags):
+    hub, kind = HfApi(), "space" if space else "model"
+    sdk = "gradio" if space else None
+    hub.create_repo(repo, repo_type=kind, space_sdk=sdk, exist_ok=True)
+    if any(ref.name == tag for ref in hub.list_repo_refs(repo, repo_type=kind).tags):
         raise ValueError(f"{repo} has a tag {tag} already; name another with --tag")
-    commit = hub.upload_folder(
-        repo_id=repo, folder_path=folder, allow_patterns=files, commit_message=message
-    ).oid
-    hub.create_tag(repo, tag=tag, revision=commit)
-    print(f'published as {commit}; pin it with "revision": "{commit}" in weights/registry.json')
+    adds = [CommitOperationAdd(name, source) for name, source in files.items()]
+    commit = hub.create_commit(repo, adds, commit_message=message, repo_type=kind).oid
+    hub.create_tag(repo, tag=tag, revision=commit, repo_type=kind)
+    print(f"published as {commit}")
+    if not space:
+        print(f'pin it with "revision": "{commit}" in weights/registry.json')
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("name", help="registered name")
+    parser.add_argument("name", help='registered name, or "space"')
     parser.add_argument("--tag", default=f"v{ferfacenet.__version__}", help="(%(default)s)")
     parser.add_argument("--dry-run", action="store_true", help="only show what would be sent")
     options = parser.parse_args(arguments)
     try:
-        upload(options.name, options.tag, options.dry_run)
+        space = options.name == "space"
+        files = space_files() if space else weights_files(options.name)
+        repo = SPACE if space else repo_id(options.name)
+        send(repo, files, space, options.tag, options.dry_run)
     except (ValueError, RuntimeError, OSError) as error:  # the client's own are of these
         cause = f" ({error.__cause__})" if error.__cause__ else ""
         sys.exit(f"publish.py: {error}{cause}")

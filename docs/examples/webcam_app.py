@@ -1,0 +1,79 @@
+"""A page in the browser: a photo or the webcam, with a box around each face.
+
+  pip install ".[examples]"
+  python docs/examples/webcam_app.py
+
+Then open http://127.0.0.1:7860. python tools/publish.py space makes a Hugging Face Space of it.
+Photos stay on the machine that runs it, for ten minutes.
+"""
+
+import time
+from functools import cache
+from pathlib import Path
+
+import gradio as gr
+import numpy as np
+
+from ferfacenet import FaceTracker, list_pretrained, load_pretrained, predict_faces
+from ferfacenet.images import read_image
+from ferfacenet.plots import draw_faces
+
+load = cache(load_pretrained)
+
+
+def largest(faces):
+    """The probabilities of the largest face; None if there is none."""
+    size = lambda face: (face.box[2] - face.box[0]) * (face.box[3] - face.box[1])  # noqa: E731
+    return max(faces, key=size).probabilities if faces else None
+
+
+def read_photo(file, weights):
+    if file is None:
+        return None, None
+    data = Path(file).read_bytes()
+    try:
+        faces = predict_faces(load(weights), data)
+    except ValueError as error:
+        raise gr.Error(f"This file cannot be used: {error}", print_exception=False) from None
+    if not faces:
+        gr.Info("There is no face in this photo.")
+    photo = read_image(data).expand(3, -1, -1).permute(1, 2, 0)
+    return draw_faces(np.uint8(photo.numpy() * 255 + 0.5), faces), largest(faces)
+
+
+def read_frame(picture, tracker, weights):
+    """Each visitor has a tracker."""
+    if picture is None:
+        return None, None, tracker
+    tracker = tracker or FaceTracker(load(weights))
+    faces = tracker.update(picture, time.monotonic())
+    return draw_faces(picture, faces), largest(faces), tracker
+
+
+NAMES = [name for name, info in list_pretrained().items() if info.bundled]
+
+with gr.Blocks(title="ferfacenet", analytics_enabled=False, delete_cache=(60, 600)) as page:
+    gr.Markdown("# ferfacenet\nReads expressions, not feelings. Photos are deleted in ten minutes.")
+    names = gr.Dropdown(NAMES, value="fer2013", label="Weights")
+    with gr.Tab("Photo"), gr.Row():
+        photo = gr.File(label="A photo", file_types=["image"])
+        drawn = gr.Image(show_label=False, interactive=False, scale=2)
+        chances = gr.Label(label="The largest face")
+    with gr.Tab("Webcam"), gr.Row():
+        camera = gr.Image(label="You", sources=["webcam"], streaming=True)
+        seen = gr.Image(show_label=False, interactive=False, scale=2)
+        now = gr.Label(label="The largest face")
+    tracker = gr.State()
+    for event in (photo.change, names.change):
+        event(read_photo, [photo, names], [drawn, chances])
+    names.change(lambda: None, None, tracker)
+    camera.stream(
+        read_frame,
+        [camera, tracker, names],
+        [seen, now, tracker],
+        stream_every=0.2,
+        show_progress="hidden",
+    )
+
+if __name__ == "__main__":
+    page.launch(max_file_size="20mb")

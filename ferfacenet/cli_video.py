@@ -1,0 +1,133 @@
+"""The ``ferfacenet`` command on videos and cameras."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from array import array
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from tqdm import tqdm
+
+from ferfacenet import ImprovedVGG19
+from ferfacenet.frames import VideoWriter, open_video, read_frames, stated_end
+from ferfacenet.plots import draw_faces, plot_tracks
+from ferfacenet.report import bars, csv_line, describe, ranked, say
+from ferfacenet.video import FaceTracker
+
+_COLUMNS = ("video", "frame", "seconds", "track", "x0", "y0", "x1", "y1", "score", "label")
+_KEYS = ("track", "box", "score", "label", "confidence", "probabilities", "raw")
+
+# Of each person, by number: the seconds, and as many probabilities for each as there are names.
+Tracks: TypeAlias = dict[int, "tuple[array[float], array[float]]"]
+
+
+def run_videos(
+    model: ImprovedVGG19,
+    videos: Sequence[Path],
+    plots: dict[Path, Path],
+    options: argparse.Namespace,
+) -> int:
+    """Read videos, or the camera, one after another; returns the exit status."""
+    failed = False
+    names = [*(model.categories or map(str, range(model.num_classes)))]
+    if options.csv:
+        say(csv_line([*_COLUMNS, "confidence", *names, *(f"raw {name}" for name in names)]))
+    for path in videos:
+        tracker = FaceTracker(
+            model,
+            smooth=options.smooth,
+            tta=None if options.tta == "none" else options.tta,
+            min_size=options.min_size,
+            min_score=options.min_score,
+            max_faces=options.max_faces,
+        )
+        try:
+            _run(tracker, names, path, plots.get(path), options)
+        except BrokenPipeError:
+            raise
+        except (ValueError, OSError) as error:
+            failed = True
+            say(f"ferfacenet: {error}", sys.stderr)
+    return int(failed)
+
+
+def _run(
+    tracker: FaceTracker,
+    names: list[str],
+    path: Path,
+    plot: Path | None,
+    options: argparse.Namespace,
+) -> None:
+    count, tracks = 0, Tracks()
+    writer = VideoWriter(plot) if plot else None
+    least, begin = options.min_confidence, time.monotonic()
+    source = path if options.camera is None else options.camera
+    bar = tqdm(total=_count(source, options), unit="frame", disable=not sys.stderr.isatty())
+    try:
+        with bar, closing(read_frames(source, options.every, options.fps)) as frames:
+            for index, seconds, image in frames:
+                faces = tracker.update(image, seconds)
+                for face in faces:
+                    times, values = tracks.setdefault(face.track, (array("d"), array("d")))
+                    times.append(seconds)
+                    values.extend((face.probabilities or {}).values())
+                start = {"video": str(path), "frame": index, "seconds": round(seconds, 3)}
+                rows = [
+                    {"track": face.track, **describe(face, least), "raw": ranked(face.raw)}
+                    for face in faces
+                ]
+                if options.json:
+                    for row in rows or [dict.fromkeys(_KEYS)]:
+                        say(json.dumps(start | row))
+                elif options.csv:
+                    nothing: list[object] = [""] * (8 + 2 * len(names))
+                    for cells in [_cells(row, names) for row in rows] or [nothing]:
+                        say(csv_line([*start.values(), *cells]))
+                if writer:
+                    labels = [row["label"] for row in rows]
+                    drawn = [replace(f, label=x) for f, x in zip(faces, labels, strict=True)]
+                    writer.write(draw_faces(image, drawn), seconds)
+                rate = seconds / (time.monotonic() - begin)
+                bar.set_postfix_str(f"{rate:.2f} of real time", refresh=False)
+                bar.update()
+                count += 1
+    finally:  # also after Ctrl-C, or where the file is torn
+        longest = dict(sorted(tracks.items(), key=lambda item: -len(item[1][0])))
+        if writer and plot:
+            writer.close()
+            plot_tracks(longest, names).savefig(plot.with_suffix(".png"), dpi=110)
+        if not options.json and not options.csv and count:
+            say("\n".join(_summary(path, longest, names, options.top)))
+
+
+def _count(source: Path | int, options: argparse.Namespace) -> int | None:
+    """About how many frames there will be, if the source says so."""
+    if isinstance(source, int):
+        return None
+    with open_video(source, options.fps) as file:
+        end, rate = stated_end(file), file.streams.video[0].average_rate
+    return round(end * rate / options.every) if end and rate else None
+
+
+def _cells(row: dict[str, Any], names: list[str]) -> list[object]:
+    chances = [row[kind][name] for kind in ("probabilities", "raw") for name in names]
+    return [row["track"], *row["box"], row["score"], row["label"], row["confidence"], *chances]
+
+
+def _summary(path: Path, tracks: Tracks, names: list[str], top: int | None) -> Iterator[str]:
+    """Each person's mean probabilities as bars, who was seen longest first."""
+    if not tracks:
+        yield f"{path}: no face"
+    for number, (times, values) in tracks.items():
+        count = len(times)
+        chances = {name: sum(values[i :: len(names)]) / count for i, name in enumerate(names)}
+        span = f"{times[0]:.1f} to {times[-1]:.1f} s, {count} frames"
+        yield f"{path}: person {number}, {span}: {next(iter(ranked(chances)))}"
+        yield from bars(chances, top)

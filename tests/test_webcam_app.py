@@ -1,0 +1,108 @@
+"""The page of docs/examples/webcam_app.py as the Space that tools/publish.py makes of it, in a real
+Chromium whose camera is a file."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import PHOTO, encoded
+from PIL import Image
+
+pytest.importorskip("gradio", reason="needs the examples extra")
+pytest.importorskip("scipy", reason="needs the video extra")
+playwright = pytest.importorskip("playwright.sync_api", reason="needs the dev extra")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+if CHROMIUM is None:
+    pytest.skip("needs Chromium: apt install chromium", allow_module_level=True)
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Of the page, which runs from nothing but the Space's files."""
+    import publish
+
+    space = tmp_path_factory.mktemp("space")
+    for name, source in publish.space_files().items():
+        (space / name).parent.mkdir(parents=True, exist_ok=True)
+        (space / name).write_bytes(source if isinstance(source, bytes) else source.read_bytes())
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    own = {"GRADIO_SERVER_PORT": port, "GRADIO_ANALYTICS_ENABLED": "False", "PYTHONUNBUFFERED": "1"}
+    own |= {"GRADIO_TEMP_DIR": str(space / "cache"), "HF_HUB_OFFLINE": "1"}
+    with (space / "log").open("wb") as log, subprocess.Popen(
+        [sys.executable, "app.py"], cwd=space, env=os.environ | own, text=True,
+        stdout=subprocess.PIPE, stderr=log,
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        said = process.stdout.readline()
+        assert port in said, (space / "log").read_text()
+        yield f"http://127.0.0.1:{port}"
+        process.terminate()
+    assert "Traceback" not in (space / "log").read_text()
+
+
+@pytest.fixture(scope="module")
+def page(address: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    camera = tmp_path_factory.mktemp("camera") / "camera.mjpeg"
+    with Image.open(PHOTO) as photo:
+        camera.write_bytes(encoded(photo.convert("RGB").resize((640, 480)), "JPEG") * 10)
+    options = ["--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream"]
+    options += [f"--use-file-for-fake-video-capture={camera}", "--no-sandbox"]
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=options)
+        page = browser.new_page()
+        page.set_default_timeout(120_000)
+        page.goto(address)
+        yield page
+        browser.close()
+
+
+def shown(page: Any) -> np.ndarray[Any, Any]:
+    """The picture of the tab that is open, as RGB."""
+    element = page.locator("img:visible").first
+    element.wait_for()
+    data = page.request.get(element.get_attribute("src")).body()
+    with Image.open(io.BytesIO(data)) as picture:
+        return np.asarray(picture.convert("RGB")).astype(int)
+
+
+def test_a_photo(page: Any) -> None:
+    page.set_input_files("input[type=file]", PHOTO)
+    page.get_by_role("heading", name="happiness").wait_for()
+    with Image.open(PHOTO) as photo:
+        difference = np.abs(shown(page) - np.asarray(photo.convert("RGB"))).max(2) > 60
+    rows, columns = difference.any(1).nonzero()[0], difference.any(0).nonzero()[0]
+    # The box around the face, and the label above it.
+    assert 20 < rows[0] < 70 < 170 < rows[-1] < 200
+    assert 150 < columns[0] < 190 < 260 < columns[-1] < 330
+
+
+def test_what_is_no_picture_gives_a_message(page: Any, tmp_path: Path) -> None:
+    broken, wall = tmp_path / "broken.jpg", tmp_path / "wall.png"
+    broken.write_bytes(PHOTO.read_bytes()[:2000])
+    wall.write_bytes(encoded(Image.new("RGB", (120, 90), (90, 140, 220))))
+    for path, said in ((broken, "cannot be used: .*truncated"), (wall, "no face in this photo")):
+        page.get_by_label("Clear").first.click()
+        page.set_input_files("input[type=file]", path)
+        page.locator(".toast-body").filter(has_text=re.compile(said)).wait_for()
+    assert "Traceback" not in page.content()
+
+
+def test_the_webcam(page: Any) -> None:
+    page.get_by_role("tab", name="Webcam").click()
+    page.get_by_text("Click to Access Webcam").click()
+    page.get_by_label("capture photo").click()
+    page.get_by_role("heading", name="happiness").wait_for()
+    assert shown(page).shape == (480, 640, 3)
