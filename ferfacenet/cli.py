@@ -122,12 +122,10 @@ def _check(options: argparse.Namespace) -> None:
     from ferfacenet.faces import check_limits
 
     check_limits(options.min_size, options.min_score, options.max_faces)
-    for name in ("top", "every", "fps"):
+    for name, least in {"top": 1, "every": 1, "fps": 0.001, "smooth": 0}.items():
         value = getattr(options, name)
-        if value is not None and not value >= (1 if name != "fps" else 0.001):
-            raise ValueError(f"--{name} must be at least 1, got {value}")
-    if not options.smooth >= 0:
-        raise ValueError(f"--smooth must be at least 0, got {options.smooth}")
+        if value is not None and not value >= least:
+            raise ValueError(f"--{name} must be at least {least}, got {value}")
 
 
 def _videos(options: argparse.Namespace) -> list[Path]:

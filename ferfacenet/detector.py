@@ -98,8 +98,8 @@ class YuNet(nn.Module):
 def _decode(x: Tensor, stride: int) -> Tensor:
     """(N, 16, h, w) of one stride to (N, h * w, 15), in pixels."""
     height, width = x.shape[-2:]
-    rows, columns = torch.arange(height, device=x.device), torch.arange(width, device=x.device)
-    corner = torch.stack([columns.repeat(height), rows.repeat_interleave(width)], 1)
+    axes = torch.arange(width, device=x.device), torch.arange(height, device=x.device)
+    corner = torch.stack(torch.meshgrid(*axes, indexing="xy"), -1).flatten(0, 1)
     x = x.flatten(2).transpose(1, 2)
     scores = x[..., :2].sigmoid().prod(-1, keepdim=True).sqrt()
     middles, halves = x[..., 2:4] + corner, x[..., 4:6].exp() / 2

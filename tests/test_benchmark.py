@@ -66,6 +66,14 @@ def test_training_is_timed(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert row["step"] == "eager" and row["images_per_second"] > 0
 
 
+def test_a_video_is_timed(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("av", reason="needs the video extra")
+    monkeypatch.setattr(benchmark, "FRAMES", 8)
+    monkeypatch.setattr(benchmark, "ROUNDS", 1)
+    (row,) = run("video")["video"]
+    assert row["frames_per_second"] > 1 and row["times_decoding"] > 1
+
+
 def test_calls_that_are_compared_take_turns(weights: str) -> None:
     options = Namespace(seconds=0.001, largest=4, device="cpu", weights=[weights], data=None)
     made: list[str] = []

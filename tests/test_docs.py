@@ -13,8 +13,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
-from conftest import ROOT, python_path
+from conftest import PHOTO, ROOT, python_path
+from PIL import Image
+
+from ferfacenet.frames import VideoWriter
 
 PAGES = {page.name: page.read_text() for page in (ROOT / "README.md", *ROOT.glob("docs/*.md"))}
 FERFACENET = f"""
@@ -42,6 +46,12 @@ def checkout(tmp_path: Path) -> Path:
         (tmp_path / name).symlink_to(ROOT / name)
     shutil.copytree(ROOT / "docs", tmp_path / "docs")
     shutil.copy(ROOT / "hubconf.py", tmp_path)
+    pytest.importorskip("av", reason="needs the video extra")
+    video = VideoWriter(tmp_path / "clip.mp4")
+    with Image.open(PHOTO) as photo:
+        for index in range(10):
+            video.write(np.asarray(photo.convert("RGB")), index / 25)
+    video.close()
     return tmp_path
 
 

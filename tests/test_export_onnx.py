@@ -8,13 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from conftest import PHOTO, ROOT, sharp
+from conftest import PHOTO, PORTRAITS, ROOT, sharp
 from PIL import Image
 
-from ferfacenet import ImprovedVGG19, predict_proba, preprocess, save_pretrained
+from ferfacenet import ImprovedVGG19, predict_faces, save_pretrained
 
 onnx = pytest.importorskip("onnx", reason="needs the onnx extra")
 pytest.importorskip("onnxscript", reason="needs the onnx extra")
@@ -42,17 +41,8 @@ def written(model: ImprovedVGG19, tmp_path_factory: pytest.TempPathFactory) -> t
     tool += ["--weights", str(weights), "--out", "face.onnx"]
     done = subprocess.run(tool, cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert [path.name for path in folder.iterdir()] == ["face.onnx"]
+    assert sorted(path.name for path in folder.iterdir()) == ["face.onnx", "yunet.onnx"]
     return folder / "face.onnx", done.stdout
-
-
-@pytest.fixture(scope="module")
-def face(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The astronaut's face, about as FER2013 would frame it."""
-    path = tmp_path_factory.mktemp("face") / "face.png"
-    with Image.open(PHOTO) as photo:
-        photo.crop((172, 67, 277, 172)).save(path)
-    return path
 
 
 def test_the_file_is_valid_and_says_what_it_is(written: tuple[Path, str]) -> None:
@@ -90,19 +80,35 @@ def test_nothing_is_written_if_the_check_fails(
     assert not (tmp_path / "face.onnx").exists()
 
 
-def test_the_printed_lines_read_a_face_without_torch(
-    written: tuple[Path, str], model: ImprovedVGG19, face: Path
+def test_the_printed_lines_read_a_photo_without_torch(
+    written: tuple[Path, str], model: ImprovedVGG19, tmp_path: Path
 ) -> None:
     file, output = written
     first, code = output.split("\n\n", 1)
     assert first.startswith("face.onnx: ") and "at batch 1, 7, 128" in first
-    blocked = "import sys\nfor name in ('torch', 'ferfacenet'): sys.modules[name] = None\n"
-    command = [sys.executable, "-I", "-c", blocked + code, str(file), str(face)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    found: dict[str, float] = json.loads(done.stdout)
-    assert list(found) == ["calm", "tense", "très fatigué"]
-    x = preprocess(face, align=False)
-    expected = predict_proba(model, x[None], precision="float32")[0].numpy()
-    assert expected.max() - expected.min() > 0.1, "probabilities this alike would hide a mistake"
-    assert np.abs(np.array(list(found.values())) - expected).max() <= 1e-4
+    wall = tmp_path / "wall.png"
+    Image.new("RGB", (120, 90), (90, 140, 220)).save(wall)
+
+    def read(photo: Path) -> subprocess.CompletedProcess[str]:
+        blocked = "import sys\nfor name in ('torch', 'ferfacenet'): sys.modules[name] = None\n"
+        files = [str(path) for path in (file, file.with_name("yunet.onnx"), photo)]
+        command = [sys.executable, "-I", "-c", blocked + code, *files]
+        return subprocess.run(command, capture_output=True, text=True)
+
+    for photo in (PHOTO, PORTRAITS):
+        done = read(photo)
+        assert done.returncode == 0, done.stderr
+        found: dict[str, float] = json.loads(done.stdout)
+        expected = predict_faces(model, photo)[0].probabilities
+        assert expected is not None and list(found) == list(expected)
+        assert list(found.values()) == pytest.approx(list(expected.values()), abs=0.1)
+    assert "wall.png: no face" in read(wall).stderr
+
+
+def test_the_detector(written: tuple[Path, str]) -> None:
+    file = written[0].with_name("yunet.onnx")
+    onnx.checker.check_model(str(file), full_check=True)
+    export_onnx.check_detector(file.read_bytes())
+    session = onnxruntime.InferenceSession(file)
+    (taken,), (given,) = session.get_inputs(), session.get_outputs()
+    assert (taken.name, given.name, given.shape[2]) == ("pictures", "places", 15)

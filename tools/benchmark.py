@@ -9,6 +9,8 @@ sections:
   throughput  predict_proba's images a second, from 48x48 tensors and from a photo
   tta         its time for one image in each view mode; with --data, the accuracy on PublicTest
   detector    the search's network on a picture of 640x480, beside OpenCV's YuNet, on a CPU
+  video       predict_video's frames a second of 640x480 with one face that moves, searches and
+              smoothing included, and how many times as long as decoding alone it takes
   peers       its time beside other packages', those installed of onnxruntime and fer
   train       images a second of tools/train.py, recipe "release"; on a GPU also the share of what
               the chip reaches in a product of large bfloat16 matrices
@@ -24,10 +26,13 @@ import argparse
 import copy
 import importlib.resources
 import json
+import math
 import platform
 import re
+import tempfile
 import warnings
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -37,14 +42,16 @@ import numpy.typing as npt
 import torch
 from _fer2013 import VOTES, Faces, load
 from _trainer import Trainer
+from PIL import Image
 from torch.utils.benchmark import Compare, Measurement, Timer
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 from train import RECIPES, Config
 
-from ferfacenet import ImprovedVGG19, load_pretrained, predict_proba
+from ferfacenet import ImprovedVGG19, load_pretrained, predict_proba, predict_video
 from ferfacenet.detector import detect
 from ferfacenet.fast import fast_forward, prefers_bfloat16
+from ferfacenet.frames import VideoWriter, read_frames
 from ferfacenet.transforms import CROP, SIZE, TTA, VIEW_COUNTS
 from ferfacenet.weights import write_atomically
 
@@ -55,6 +62,7 @@ Row: TypeAlias = dict[str, Any]
 ROOT = Path(__file__).parents[1]
 PHOTO = ROOT / "docs" / "images" / "astronaut.jpg"
 
+FRAMES = 100  # of the video
 ROUNDS = 5  # in each of which every call has its turn
 
 
@@ -171,6 +179,40 @@ def time_detector(bench: Bench) -> list[Row]:
     return [bench.time("detector", "640x480", calls)]
 
 
+def make_video(path: Path) -> None:
+    """A portrait that goes and turns a little from side to side, 25 frames a second."""
+    writer = VideoWriter(path)
+    with Image.open(PHOTO) as photo:
+        for index in range(FRAMES):
+            swing = math.sin(index / 12)
+            frame = Image.new("RGB", (640, 480), (90, 120, 150))
+            turned = photo.convert("RGB").rotate(8 * swing, Image.Resampling.BILINEAR)
+            frame.paste(turned, (60 + round(50 * swing), -20))
+            writer.write(np.asarray(frame), index / 25)
+    writer.close()
+
+
+def time_video(bench: Bench) -> list[Row]:
+    def consume(make: Callable[[], Iterable[Any]]) -> None:
+        deque(make(), maxlen=0)
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "portrait.mp4"
+        make_video(path)
+        calls = {"decoding": partial(consume, partial(read_frames, path))}
+        for name, model in bench.models.items():
+            calls[name] = partial(consume, partial(predict_video, model, path))
+        times = bench.time("video", f"{FRAMES} frames of 640x480", calls)
+    return [
+        {
+            "weights": name,
+            "frames_per_second": round(1e3 * FRAMES / times[name], 1),
+            "times_decoding": round(times[name] / times["decoding"], 2),
+        }
+        for name in bench.models
+    ]
+
+
 def make_onnxruntime(model: ImprovedVGG19) -> Reader:
     """The same network and views, as tools/export_onnx.py writes them."""
     import onnxruntime
@@ -262,6 +304,7 @@ SECTIONS: dict[str, Callable[[Bench], list[Row]]] = {
     "throughput": time_throughput,
     "tta": time_tta,
     "detector": time_detector,
+    "video": time_video,
     "peers": time_peers,
     "train": time_train,
 }

@@ -1,11 +1,14 @@
-"""Writes a network as one ONNX file, checks it, and prints the lines that read a face with it.
+"""Writes a network and the face detector as two ONNX files, checks them, and prints the lines that
+read a photo with them.
 
   python tools/export_onnx.py --weights fer2013 --out ferfacenet.onnx
 
 The file takes "faces", (batch, 1, 48, 48) float32 in [0, 1] as preprocess makes them, and gives
 "probabilities", (batch, classes) float32, what predict_proba makes of them: normalisation, the
 views of --tta, temperature, softmax and average are inside. Its metadata hold categories (a JSON
-list) and tta. Needs the onnx extra.
+list) and tta. yunet.onnx, beside it, takes "pictures", (batch, 3, height, width) float32 RGB in
+[0, 1] with sides that are multiples of 32, and gives "places", (batch, n, 15): of each place where
+a face may be the box x0, y0, x1, y1, five landmarks x, y, and the score. Needs the onnx extra.
 """
 
 from __future__ import annotations
@@ -14,19 +17,22 @@ import argparse
 import json
 import warnings
 from pathlib import Path
+from typing import Any
 
 import onnxruntime
 import torch
 from torch import Tensor, nn
 
 from ferfacenet import ImprovedVGG19, load_pretrained, predict_proba
+from ferfacenet.detector import load_detector
 from ferfacenet.transforms import SIZE, TTA, views
 from ferfacenet.weights import write_atomically
 
 SNIPPET = Path(__file__).parents[1] / "docs" / "examples" / "onnx_face.py"
 
-#: The checked batch sizes, and the largest difference from PyTorch that passes.
-BATCHES, TOLERANCE = (1, 7, 128), 1e-4
+#: The checked batch sizes, and the largest difference from PyTorch that passes: of probabilities,
+#: and of the detector's pixels.
+BATCHES, TOLERANCE, PIXELS = (1, 7, 128), 1e-4, 0.01
 
 #: Of the opsets that PyTorch exports to, the oldest: the most runtimes read it.
 OPSET = 18
@@ -48,22 +54,46 @@ class Probabilities(nn.Module):
 
 def export(model: ImprovedVGG19, tta: TTA | None = "flip") -> bytes:
     """The ONNX file of a model on the CPU, in eval mode."""
+    batch = torch.export.Dim("batch", min=1)
+    program = _export(
+        Probabilities(model, tta).eval(),
+        torch.zeros(2, 1, SIZE, SIZE),
+        ("faces", {0: batch}),
+        "probabilities",
+    )
+    categories = model.categories or tuple(map(str, range(model.num_classes)))
+    program.model.metadata_props.update(categories=json.dumps(categories), tta=str(tta).lower())
+    return _bytes(program)
+
+
+def export_detector() -> bytes:
+    """The ONNX file of the face detector."""
+    batch, height, width = (torch.export.Dim(name, min=1) for name in ("batch", "rows", "columns"))
+    sizes = {0: batch, 2: 32 * height, 3: 32 * width}
+    detector = load_detector(torch.device("cpu"))
+    return _bytes(_export(detector, torch.zeros(2, 3, 96, 128), ("pictures", sizes), "places"))
+
+
+def _export(model: nn.Module, x: Tensor, given: tuple[str, dict[int, Any]], taken: str) -> Any:
+    name, sizes = given
     with warnings.catch_warnings():
         # The exporter's own use of what PyTorch deprecates is none of our users' business.
         warnings.simplefilter("ignore", (DeprecationWarning, FutureWarning))
         program = torch.onnx.export(
-            Probabilities(model, tta).eval(),
-            (torch.zeros(2, 1, SIZE, SIZE),),
-            input_names=["faces"],
-            output_names=["probabilities"],
-            dynamic_shapes={"faces": {0: torch.export.Dim("batch", min=1)}},
+            model,
+            (x,),
+            input_names=[name],
+            output_names=[taken],
+            dynamic_shapes=(sizes,),
             opset_version=OPSET,
             dynamo=True,
             verbose=False,
         )
     assert program is not None
-    categories = model.categories or tuple(map(str, range(model.num_classes)))
-    program.model.metadata_props.update(categories=json.dumps(categories), tta=str(tta).lower())
+    return program
+
+
+def _bytes(program: Any) -> bytes:
     data: bytes = program.model_proto.SerializeToString()
     return data
 
@@ -87,6 +117,17 @@ def check(data: bytes, model: ImprovedVGG19, tta: TTA | None = "flip") -> float:
     return worst
 
 
+def check_detector(data: bytes) -> None:
+    """Raise a RuntimeError if onnxruntime's places differ from PyTorch's by over ``PIXELS``."""
+    session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
+    for batch, height, width in ((1, 480, 640), (2, 256, 256), (1, 32, 96)):
+        x = torch.rand(batch, 3, height, width, generator=torch.Generator().manual_seed(0))
+        (found,) = session.run(["places"], {"pictures": x.numpy()})
+        worst = float((torch.from_numpy(found) - load_detector(x.device)(x)).abs().max())
+        if not worst <= PIXELS:
+            raise RuntimeError(f"the detectors differ by {worst:.2g} pixels, over {PIXELS:g}")
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -100,15 +141,20 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     tta = None if options.tta == "none" else options.tta
     model = load_pretrained(options.weights)
-    data = export(model, tta)
+    data, detector = export(model, tta), export_detector()
     worst = check(data, model, tta)
+    check_detector(detector)
+    beside = options.out.with_name("yunet.onnx")
+    if beside == options.out:
+        raise SystemExit(f"--out {options.out}: the detector's file has this name")
     write_atomically(options.out, data)
+    write_atomically(beside, detector)
     print(
         f"{options.out}: {len(data) / 1e6:.1f} MB; at batch {', '.join(map(str, BATCHES))} it "
-        f"differs from PyTorch by at most {worst:.2g}.\n"
-        f"To read a face with it (python snippet.py {options.out} face.jpg):\n"
+        f"differs from PyTorch by at most {worst:.2g}.\n{beside}: the face detector.\n"
+        f"To read a photo with them (python snippet.py {options.out} {beside} photo.jpg):\n"
     )
-    print(SNIPPET.read_text(encoding="utf-8").split('"""\n', 2)[1].strip("\n"))
+    print(SNIPPET.read_text(encoding="utf-8").split('"""\n', 1)[1].strip("\n"))
 
 
 if __name__ == "__main__":

@@ -69,8 +69,13 @@ def main() -> None:
 
     save_pretrained(model.eval(), options.out, trained_on=f"{len(train)} pictures of our own")
     model = load_pretrained(options.out)
-    right = predict_proba(model, x[held_out]).argmax(1) == y[held_out]
-    print(f"{', '.join(names)}: {right.float().mean():.1%} of {len(right)} held-out pictures right")
+    true, read = y[held_out], predict_proba(model, x[held_out]).argmax(1)
+    print(f"{(true == read).float().mean():.1%} of {len(true)} held-out pictures right; read as:")
+    count, width = len(names), max(map(len, names)) + 2
+    matrix = torch.bincount(count * true + read, minlength=count**2).view(count, count)
+    print(" " * width + "".join(f"{name:>{width}}" for name in names))
+    for name, row in zip(names, matrix.tolist(), strict=True):
+        print(f"{name:<{width}}" + "".join(f"{number:>{width}}" for number in row))
 
 
 if __name__ == "__main__":
