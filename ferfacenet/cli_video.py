@@ -95,7 +95,7 @@ def _run(
                     drawn = [replace(f, label=x) for f, x in zip(faces, labels, strict=True)]
                     writer.write(draw_faces(image, drawn), seconds)
                 rate = seconds / (time.monotonic() - begin)
-                bar.set_postfix_str(f"{rate:.2f} of real time", refresh=False)
+                bar.set_postfix_str(f"{rate:.2f}x real time", refresh=False)
                 bar.update()
                 count += 1
     finally:  # also after Ctrl-C, or where the file is torn

@@ -57,6 +57,7 @@ def _read_file(path: Path, fps: float | None) -> Generator[tuple[float, Callable
         stream.thread_type = "AUTO"
         begin, stated = (file.start_time or 0) / 1e6, stated_end(file)
         end, torn, rate = 0.0, False, stream.average_rate or 25
+        stretch = float(stream.sample_aspect_ratio or 1)  # of pixels that are not square
         packets, index = file.demux(stream), 0
         for packet in packets:
             try:
@@ -69,14 +70,14 @@ def _read_file(path: Path, fps: float | None) -> Generator[tuple[float, Callable
                 seconds = index / rate if frame.time is None else frame.time - begin
                 end = seconds + float((frame.duration or 0) * frame.time_base)
                 torn, index = torn or frame.is_corrupt, index + 1
-                yield float(seconds), partial(_draw, frame)
+                yield float(seconds), partial(_draw, frame, stretch)
         if torn or (stated is not None and end < stated - _TORN):
             raise ValueError(f"{path}: torn: not all of it can be read; {index} frames could be")
 
 
-def _draw(frame: Any) -> Picture:
-    """(H, W, 3) RGB of a PyAV frame, turned as its file says."""
-    picture: Picture = frame.to_ndarray(format="rgb24")
+def _draw(frame: Any, stretch: float) -> Picture:
+    """(H, W, 3) RGB of a PyAV frame, with square pixels, and turned as its file says."""
+    picture: Picture = frame.to_ndarray(format="rgb24", width=round(frame.width * stretch))
     return np.ascontiguousarray(np.rot90(picture, round(frame.rotation / 90)))
 
 

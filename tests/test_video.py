@@ -196,6 +196,16 @@ def test_a_turned_video_is_upright(tmp_path: Path) -> None:
     assert np.abs(shown.astype(int) - np.rot90(picture, -1)).mean() < 6
 
 
+def test_pixels_that_are_not_square_are_stretched(tmp_path: Path) -> None:
+    with av.open(str(tmp_path / "clip.mp4"), "w") as file:
+        stream = file.add_stream("libx264", rate=20, height=240, width=320)
+        stream.codec_context.sample_aspect_ratio = Fraction(3, 2)
+        frame = av.VideoFrame.from_ndarray(shift(0), format="rgb24")
+        file.mux([*stream.encode(frame), *stream.encode(None)])
+    ((_, _, shown),) = read_frames(tmp_path / "clip.mp4")
+    assert shown.shape == (240, 480, 3)
+
+
 def test_images_in_sequence(tmp_path: Path, model: ImprovedVGG19) -> None:
     for index in range(3):
         Image.fromarray(shift(4 * index)).save(tmp_path / f"{index + 1:03}.png")
