@@ -268,7 +268,14 @@ def _look(
 
 
 def _is_among(pose: Pose, others: Sequence[Pose]) -> bool:
-    return any(distance(pose, other) < _SAME for other in others)
+    return any(distance(pose, other) < _SAME or _cover(pose, other) >= _SAME for other in others)
+
+
+def _cover(first: Pose, second: Pose) -> float:
+    """How much of the smaller of two boxes, as squares, is in the other."""
+    small = min(first.side, second.side)
+    shared = (first.side + second.side) / 2 - (first.middle - second.middle).abs()
+    return float(shared.clamp(0, small).prod()) / small**2
 
 
 def distance(first: Pose, second: Pose) -> float:

@@ -28,8 +28,7 @@ _TORN = 0.5
 def read_frames(
     source: str | os.PathLike[str] | int, every: int = 1, fps: float | None = None
 ) -> Generator[tuple[int, float, Picture]]:
-    """Index, seconds and picture of every so-manieth frame; the source, ``fps`` and the errors are
-    those of ``predict_video``."""
+    """Index, seconds and picture of the frames; arguments and errors are ``predict_video``'s."""
     if every < 1:
         raise ValueError(f"every must be at least 1, got {every!r}")
     frames = _read_camera(source) if isinstance(source, int) else _read_file(Path(source), fps)
@@ -56,23 +55,31 @@ def _read_file(path: Path, fps: float | None) -> Generator[tuple[float, Callable
         stream = file.streams.video[0]
         stream.thread_type = "AUTO"
         begin, stated = (file.start_time or 0) / 1e6, stated_end(file)
-        end, torn, rate = 0.0, False, stream.average_rate or 25
+        end, torn, index, rate = 0.0, False, 0, stream.average_rate or 25
         stretch = float(stream.sample_aspect_ratio or 1)  # of pixels that are not square
-        packets, index = file.demux(stream), 0
-        for packet in packets:
-            try:
-                frames = packet.decode()
-            except import_extra("av").FFmpegError:
-                torn = True
-                continue
-            for frame in frames:
+        for frame in _decode(file):
+            torn = torn or frame is None or frame.is_corrupt
+            if frame is not None:
                 # Where a file has no times, its frames are evenly spaced.
                 seconds = index / rate if frame.time is None else frame.time - begin
                 end = seconds + float((frame.duration or 0) * frame.time_base)
-                torn, index = torn or frame.is_corrupt, index + 1
+                index += 1
                 yield float(seconds), partial(_draw, frame, stretch)
         if torn or (stated is not None and end < stated - _TORN):
             raise ValueError(f"{path}: torn: not all of it can be read; {index} frames could be")
+
+
+def _decode(file: Any) -> Generator[Any]:
+    """The frames of an open video, and None for each part that cannot be read."""
+    error = import_extra("av").FFmpegError
+    try:
+        for packet in file.demux(file.streams.video[0]):
+            try:
+                yield from packet.decode()
+            except error:
+                yield None
+    except error:
+        yield None
 
 
 def _draw(frame: Any, stretch: float) -> Picture:

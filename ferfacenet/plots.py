@@ -119,9 +119,7 @@ def plot_tracks(
         times, rows = np.array(seconds), np.reshape(values, (len(seconds), len(names)))
         # A line ends where the person is out of sight.
         steps = np.diff(times)
-        gaps = 1 + np.flatnonzero(
-            steps > max(0.5, 2 * float(np.median(steps)) if len(steps) else 0)
-        )
+        gaps = 1 + np.flatnonzero(steps > max(0.5, 2 * float(np.median([0, *steps]))))
         times, rows = np.insert(times, gaps, np.nan), np.insert(rows, gaps, np.nan, axis=0)
         for name, row, colour in zip(names, rows.T, itertools.cycle(_COLOURS)):
             ax.plot(times, row, color=colour, label=name)

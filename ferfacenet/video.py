@@ -93,7 +93,7 @@ def predict_video(
         model: as for ``predict_faces``, whose further arguments have the same meaning here.
         source: a video file; a pattern such as ``"frames/%04d.png"`` for a sequence of images;
             or a camera's number, whose frames end when the generator is closed.
-        every: only each so-manieth frame is looked at and returned.
+        every: of so many frames only the first is looked at and returned.
         smooth: over how many seconds the probabilities of a person are averaged
             (exponentially, over the past); 0 for not at all.
         fps: frames a second of a sequence of images, 25 by default.
