@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ferfacenet.hub import list_pretrained, load_pretrained
     from ferfacenet.inference import predict_faces, predict_proba, preprocess
     from ferfacenet.model import ImprovedVGG19
-    from ferfacenet.plots import plot_faces
+    from ferfacenet.plots import draw_faces, plot_faces
     from ferfacenet.video import FaceTracker, TrackedFace, VideoFrame, predict_video
     from ferfacenet.weights import WeightsError, save_pretrained
 
@@ -28,6 +28,7 @@ __all__ = [
     "VideoFrame",
     "WeightsError",
     "detect_faces",
+    "draw_faces",
     "list_pretrained",
     "load_pretrained",
     "plot_faces",
@@ -43,7 +44,7 @@ _HOMES = {
     "hub": ("list_pretrained", "load_pretrained"),
     "inference": ("predict_faces", "predict_proba", "preprocess"),
     "model": ("ImprovedVGG19",),
-    "plots": ("plot_faces",),
+    "plots": ("draw_faces", "plot_faces"),
     "video": ("FaceTracker", "TrackedFace", "VideoFrame", "predict_video"),
     "weights": ("WeightsError", "save_pretrained"),
 }

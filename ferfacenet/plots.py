@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ferfacenet.faces import Face
+from ferfacenet.faces import Face, to_rgb
 from ferfacenet.frames import Picture
-from ferfacenet.images import Image, read_image
+from ferfacenet.images import Image, decode, read_image
 from ferfacenet.video import TrackedFace
 
 if TYPE_CHECKING:
@@ -86,12 +86,21 @@ def plot_faces(image: Image, faces: Sequence[Face]) -> Figure:
     return figure
 
 
-def draw_faces(image: Picture, faces: Sequence[Face]) -> Picture:
-    """A copy of (H, W, 3) uint8 RGB with a box around each face, above it the label, how sure it
-    is, and the number of a tracked one. Needs no extra."""
-    from PIL import Image, ImageDraw, ImageFont
+def draw_faces(image: Image, faces: Sequence[Face]) -> Picture:
+    """A picture with a box around each face, and above it the label, how sure it is, and the
+    number of a tracked one. Needs no extra.
 
-    picture = Image.fromarray(image)
+    Args:
+        image: of any kind that ``preprocess`` takes, on which errors it raises too.
+        faces: what ``predict_faces``, or for a frame ``predict_video``, found in it.
+
+    Returns:
+        (H, W, 3) uint8 RGB, a copy.
+    """
+    import PIL.Image
+    from PIL import ImageDraw, ImageFont
+
+    picture = PIL.Image.fromarray(to_rgb(decode(image)).permute(1, 2, 0).numpy())
     draw, side = ImageDraw.Draw(picture), min(picture.size)
     line, font = max(2, side // 200), ImageFont.load_default(max(12, side // 25))
     for index, face in enumerate(faces):

@@ -5,13 +5,15 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
-from ferfacenet import Face, plot_faces
+from ferfacenet import Face, draw_faces, plot_faces
 from ferfacenet.model import FER2013_CATEGORIES
 
 pyplot = pytest.importorskip("matplotlib.pyplot", reason="needs the plot extra")
+BOXES = ((20, 60, 120, 180), (280, 60, 399, 200))
 PHOTO = torch.rand(1, 60, 80, generator=torch.Generator().manual_seed(0))
 
 
@@ -53,6 +55,23 @@ def test_one_histogram_a_face_a_box_on_each_and_nothing_overlaps(count: int) -> 
     area = photo.get_window_extent()
     assert area.width * area.height > 0.25 * figure.bbox.width * figure.bbox.height
     assert pyplot.get_fignums() == []
+
+
+def test_boxes_and_labels_alone() -> None:
+    sky = np.full((300, 400, 3), 90, np.uint8)
+    first, second = (replace(f, box=b) for f, b in zip(make_faces(2), BOXES, strict=True))
+    drawn = draw_faces(sky, [first, second])
+    assert drawn.shape == sky.shape and drawn.dtype == np.uint8 and (sky == 90).all()
+    changed = (drawn != sky).any(2)
+    for x0, y0, x1, y1 in BOXES:
+        assert changed[y0 : y1 + 1, x0].all() and changed[y1, x0 : x1 + 1].all()
+        assert not changed[y0 + 20 : y1 - 5, x0 + 5 : x1 - 5].any()
+    labels = changed[
+        : BOXES[0][1] - 2
+    ]  # also of the one at the edge
+    assert labels[:, :200].any() and labels[:, 200:].any()
+    gray = draw_faces(np.full((300, 400), 90, np.uint8), [])
+    assert (gray == sky).all()
 
 
 def test_faces_must_have_been_read() -> None:

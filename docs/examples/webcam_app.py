@@ -12,19 +12,16 @@ from functools import cache
 from pathlib import Path
 
 import gradio as gr
-import numpy as np
 
-from ferfacenet import FaceTracker, list_pretrained, load_pretrained, predict_faces
-from ferfacenet.images import read_image
-from ferfacenet.plots import draw_faces
+from ferfacenet import FaceTracker, draw_faces, list_pretrained, load_pretrained, predict_faces
 
 load = cache(load_pretrained)
 
 
 def largest(faces):
     """The probabilities of the largest face; None if there is none."""
-    size = lambda face: (face.box[2] - face.box[0]) * (face.box[3] - face.box[1])  # noqa: E731
-    return max(faces, key=size).probabilities if faces else None
+    largest = max(faces, key=lambda face: face.box[3] - face.box[1], default=None)
+    return largest and largest.probabilities
 
 
 def read_photo(file, weights):
@@ -37,8 +34,7 @@ def read_photo(file, weights):
         raise gr.Error(f"This file cannot be used: {error}", print_exception=False) from None
     if not faces:
         gr.Info("There is no face in this photo.")
-    photo = read_image(data).expand(3, -1, -1).permute(1, 2, 0)
-    return draw_faces(np.uint8(photo.numpy() * 255 + 0.5), faces), largest(faces)
+    return draw_faces(data, faces), largest(faces)
 
 
 def read_frame(picture, tracker, weights):
