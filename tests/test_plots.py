@@ -66,9 +66,7 @@ def test_boxes_and_labels_alone() -> None:
     for x0, y0, x1, y1 in BOXES:
         assert changed[y0 : y1 + 1, x0].all() and changed[y1, x0 : x1 + 1].all()
         assert not changed[y0 + 20 : y1 - 5, x0 + 5 : x1 - 5].any()
-    labels = changed[
-        : BOXES[0][1] - 2
-    ]  # also of the one at the edge
+    labels = changed[: BOXES[0][1] - 2]  # also of the one at the edge
     assert labels[:, :200].any() and labels[:, 200:].any()
     gray = draw_faces(np.full((300, 400), 90, np.uint8), [])
     assert (gray == sky).all()
