@@ -91,8 +91,9 @@ def _draw(frame: Any, stretch: float) -> Picture:
 def open_video(path: Path, fps: float | None = None) -> Any:
     """A file or sequence of images as PyAV's container, whose first video is there."""
     av = import_extra("av")
+    options = {"start_number_range": "100000"}  # a sequence may begin with any of these numbers
     try:
-        file = av.open(str(path), options={"framerate": str(fps)} if fps else {})
+        file = av.open(str(path), options=options | ({"framerate": str(fps)} if fps else {}))
     except av.FFmpegError as error:
         if isinstance(error, OSError):
             raise

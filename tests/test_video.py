@@ -208,8 +208,8 @@ def test_pixels_that_are_not_square_are_stretched(tmp_path: Path) -> None:
 
 def test_images_in_sequence(tmp_path: Path, model: ImprovedVGG19) -> None:
     for index in range(3):
-        Image.fromarray(shift(4 * index)).save(tmp_path / f"{index + 1:03}.png")
-    frames = list(predict_video(model, tmp_path / "%03d.png", fps=10))
+        Image.fromarray(shift(4 * index)).save(tmp_path / f"{index + 1001:05}.png")
+    frames = list(predict_video(model, tmp_path / "%05d.png", fps=10))
     assert [round(frame.seconds, 3) for frame in frames] == [0, 0.1, 0.2]
     assert (frames[2].image == shift(8)).all() and len(frames[2].faces) == 1
 
