@@ -13,13 +13,12 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ferfacenet
-from ferfacenet.report import bars, csv_line, describe, say
+from ferfacenet.report import bars, csv_line, describe, doubt, names_of, say
 
 if TYPE_CHECKING:
     from ferfacenet import Face, ImprovedVGG19
@@ -226,7 +225,7 @@ def _run(
         except (ValueError, OSError) as error:
             return error
 
-    header = ["image", *_FACE, *(model.categories or map(str, range(model.num_classes)))]
+    header = ["image", *_FACE, *names_of(model)]
     if options.csv:
         say(csv_line(header))
     many = len(paths) > 1 and sys.stderr.isatty()
@@ -272,7 +271,8 @@ def _find(path: Path, model: ImprovedVGG19, options: argparse.Namespace) -> list
 def _report(
     path: Path, faces: list[Face], columns: int, plot: Path | None, options: argparse.Namespace
 ) -> None:
-    rows = [describe(face, options.min_confidence) for face in faces]
+    faces = doubt(faces, options.min_confidence)
+    rows = [describe(face) for face in faces]
     if options.json:
         say(json.dumps({"image": str(path), "faces": rows}))
     elif options.csv:
@@ -284,8 +284,7 @@ def _report(
     else:
         say("\n".join(_text(path, rows, options.top)))
     if plot:
-        labelled = [replace(f, label=row["label"]) for f, row in zip(faces, rows, strict=True)]
-        ferfacenet.plot_faces(path, labelled).savefig(plot, dpi=110)
+        ferfacenet.plot_faces(path, faces).savefig(plot, dpi=110)
 
 
 def _text(path: Path, rows: list[dict[str, Any]], top: int | None) -> Iterator[str]:

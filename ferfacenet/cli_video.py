@@ -9,7 +9,6 @@ import time
 from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -18,8 +17,8 @@ from tqdm import tqdm
 from ferfacenet import ImprovedVGG19
 from ferfacenet.frames import VideoWriter, open_video, read_frames, stated_end
 from ferfacenet.plots import draw_faces, plot_tracks
-from ferfacenet.report import bars, csv_line, describe, ranked, say
-from ferfacenet.video import FaceTracker
+from ferfacenet.report import bars, csv_line, describe, doubt, names_of, ranked, say
+from ferfacenet.video import FaceTracker, TrackedFace
 
 _COLUMNS = ("video", "frame", "seconds", "track", "x0", "y0", "x1", "y1", "score", "label")
 _KEYS = ("track", "box", "score", "label", "confidence", "probabilities", "raw")
@@ -36,7 +35,7 @@ def run_videos(
 ) -> int:
     """Read videos, or the camera, one after another; returns the exit status."""
     failed = False
-    names = [*(model.categories or map(str, range(model.num_classes)))]
+    names = names_of(model)
     if options.csv:
         say(csv_line([*_COLUMNS, "confidence", *names, *(f"raw {name}" for name in names)]))
     for path in videos:
@@ -67,33 +66,24 @@ def _run(
 ) -> None:
     count, tracks = 0, Tracks()
     writer = VideoWriter(plot) if plot else None
-    least, begin = options.min_confidence, time.monotonic()
     source = path if options.camera is None else options.camera
-    bar = tqdm(total=_count(source, options), unit="frame", disable=not sys.stderr.isatty())
+    shown, begin = sys.stderr.isatty(), time.monotonic()
+    total = _count(source, options) if shown else None
+    bar = tqdm(total=total, unit="frame", disable=not shown)
     try:
         with bar, closing(read_frames(source, options.every, options.fps)) as frames:
             for index, seconds, image in frames:
-                faces = tracker.update(image, seconds)
+                faces = doubt(tracker.update(image, seconds), options.min_confidence)
                 for face in faces:
                     times, values = tracks.setdefault(face.track, (array("d"), array("d")))
                     times.append(seconds)
                     values.extend((face.probabilities or {}).values())
-                start = {"video": str(path), "frame": index, "seconds": round(seconds, 3)}
-                rows = [
-                    {"track": face.track, **describe(face, least), "raw": ranked(face.raw)}
-                    for face in faces
-                ]
-                if options.json:
-                    for row in rows or [dict.fromkeys(_KEYS)]:
-                        say(json.dumps(start | row))
-                elif options.csv:
-                    nothing: list[object] = [""] * (8 + 2 * len(names))
-                    for cells in [_cells(row, names) for row in rows] or [nothing]:
-                        say(csv_line([*start.values(), *cells]))
+                if options.json or options.csv:
+                    start = {"video": str(path), "frame": index, "seconds": round(seconds, 3)}
+                    for line in _lines(start, faces, names, options.csv):
+                        say(line)
                 if writer:
-                    labels = [row["label"] for row in rows]
-                    drawn = [replace(f, label=x) for f, x in zip(faces, labels, strict=True)]
-                    writer.write(draw_faces(image, drawn), seconds)
+                    writer.write(draw_faces(image, faces), seconds)
                 rate = seconds / (time.monotonic() - begin)
                 bar.set_postfix_str(f"{rate:.2f}x real time", refresh=False)
                 bar.update()
@@ -116,9 +106,21 @@ def _count(source: Path | int, options: argparse.Namespace) -> int | None:
     return round(end * rate / options.every) if end and rate else None
 
 
-def _cells(row: dict[str, Any], names: list[str]) -> list[object]:
-    chances = [row[kind][name] for kind in ("probabilities", "raw") for name in names]
-    return [row["track"], *row["box"], row["score"], row["label"], row["confidence"], *chances]
+def _lines(
+    start: dict[str, Any], faces: list[TrackedFace], names: list[str], table: bool
+) -> Iterator[str]:
+    """A line for each face of a frame, or one for a frame without."""
+    rows = [{"track": face.track, **describe(face), "raw": ranked(face.raw)} for face in faces]
+    if not table:
+        for row in rows or [dict.fromkeys(_KEYS)]:
+            yield json.dumps(start | row)
+        return
+    for row in rows:
+        cells = [row["track"], *row["box"], row["score"], row["label"], row["confidence"]]
+        chances = [row[kind][name] for kind in ("probabilities", "raw") for name in names]
+        yield csv_line([*start.values(), *cells, *chances])
+    if not rows:
+        yield csv_line([*start.values(), *[""] * (8 + 2 * len(names))])
 
 
 def _summary(path: Path, tracks: Tracks, names: list[str], top: int | None) -> Iterator[str]:

@@ -224,16 +224,22 @@ def _area(boxes: Tensor) -> Tensor:
     return (boxes[:, 2:] - boxes[:, :2]).prod(1)
 
 
+def cover(first: Tensor, second: Tensor) -> Tensor:
+    """How much of the smaller of two boxes is in the other: (n, 4) and (m, 4) to (n, m)."""
+    low = torch.maximum(first[:, None, :2], second[:, :2])
+    high = torch.minimum(first[:, None, 2:], second[:, 2:])
+    areas = torch.minimum(_area(first)[:, None], _area(second))
+    return (high - low).clamp(min=0).prod(2) / areas
+
+
 def _distinct(rows: Tensor) -> Tensor:
     """Those of some rows, each with its quarter turns behind it, that are of different faces, the
     best score first."""
     rows = rows[rows[:, 14].argsort(descending=True)]
     boxes, turns = rows[:, :4], rows[:, 15]
-    low = torch.maximum(boxes[:, None, :2], boxes[:, :2])
-    high = torch.minimum(boxes[:, None, 2:], boxes[:, 2:])
-    areas = _area(boxes)
-    cover = (high - low).clamp(min=0).prod(2) / torch.minimum(areas[:, None], areas)
-    same = cover >= torch.where(turns[:, None] == turns, _SAME_FACE, _SAME_FACE_TURNED)
+    same = cover(boxes, boxes) >= torch.where(
+        turns[:, None] == turns, _SAME_FACE, _SAME_FACE_TURNED
+    )
     kept: list[int] = []
     for index in range(len(rows)):
         if not same[index, kept].any():

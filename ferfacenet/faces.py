@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ferfacenet.detector import MAX_UPSCALE, detect, find_sightings
+from ferfacenet.detector import MAX_UPSCALE, cover, detect, find_sightings
 from ferfacenet.images import Image, decode
 from ferfacenet.transforms import SIZE, cut_view, max_value, resize, strips, to_gray
 
@@ -81,6 +81,11 @@ class Pose:
         """Degrees that the line of the eyes is turned clockwise from level."""
         x, y = (self.points[1] - self.points[0]).tolist()
         return math.degrees(math.atan2(y, x))
+
+    @property
+    def square(self) -> Tensor:
+        """(4,), of that side about the middle."""
+        return torch.cat([self.middle - self.side / 2, self.middle + self.side / 2])
 
 
 def detect_faces(
@@ -268,14 +273,11 @@ def _look(
 
 
 def _is_among(pose: Pose, others: Sequence[Pose]) -> bool:
-    return any(distance(pose, other) < _SAME or _cover(pose, other) >= _SAME for other in others)
-
-
-def _cover(first: Pose, second: Pose) -> float:
-    """How much of the smaller of two boxes, as squares, is in the other."""
-    small = min(first.side, second.side)
-    shared = (first.side + second.side) / 2 - (first.middle - second.middle).abs()
-    return float(shared.clamp(0, small).prod()) / small**2
+    """Whether one of the others is near to a face, or lies in it, or it in the other."""
+    if not others:
+        return False
+    covers = cover(pose.square[None], torch.stack([other.square for other in others]))
+    return bool(covers.max() >= _SAME) or any(distance(pose, other) < _SAME for other in others)
 
 
 def distance(first: Pose, second: Pose) -> float:

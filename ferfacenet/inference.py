@@ -174,9 +174,13 @@ def predict_faces(
         The faces by score times the square root of the area, the greatest first, each with its
         ``label``, ``confidence`` and ``probabilities``; an empty list if there are none.
     """
-    like = next(model.parameters(), torch.zeros(0, device="cpu"))
-    faces = find_faces(decode(image), min_size, min_score, max_faces, like.device)
+    faces = find_faces(decode(image), min_size, min_score, max_faces, device_of(model))
     return read_faces(model, faces, tta, precision)
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where the model is; the CPU if it has no parameters."""
+    return next(model.parameters(), torch.zeros(0, device="cpu")).device
 
 
 def read_faces(

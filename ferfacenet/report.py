@@ -6,24 +6,38 @@ import csv
 import io
 import math
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
-    from ferfacenet import Face
+    from ferfacenet import Face, ImprovedVGG19
 
+_Face = TypeVar("_Face", bound="Face")
 _BAR = 40
 
 
-def describe(face: Face, least: float = 0.0) -> dict[str, Any]:
-    """A face as JSON has it; its label is "unsure" where its confidence is below ``least``."""
-    confidence = face.confidence or 0.0
+def names_of(model: ImprovedVGG19) -> list[str]:
+    """The model's categories, or numbers where nobody named them."""
+    return [*(model.categories or map(str, range(model.num_classes)))]
+
+
+def doubt(faces: Iterable[_Face], least: float) -> list[_Face]:
+    """The faces; the label of those that are less sure than ``least`` is "unsure"."""
+    return [
+        replace(face, label="unsure") if (face.confidence or 0.0) < least else face
+        for face in faces
+    ]
+
+
+def describe(face: Face) -> dict[str, Any]:
+    """A face as JSON has it."""
     return {
         "box": [round(end, 1) for end in face.box],
         "score": None if math.isnan(face.score) else round(face.score, 4),
-        "label": face.label if confidence >= least else "unsure",
-        "confidence": round(confidence, 6),
+        "label": face.label,
+        "confidence": round(face.confidence or 0.0, 6),
         "probabilities": ranked(face.probabilities or {}),
     }
 

@@ -27,7 +27,7 @@ from ferfacenet.faces import (
 from ferfacenet.fast import Precision
 from ferfacenet.frames import Picture, import_extra, read_frames
 from ferfacenet.images import Image, decode
-from ferfacenet.inference import read_faces
+from ferfacenet.inference import device_of, read_faces
 from ferfacenet.transforms import TTA
 
 # Between whiles a face is looked for around where it was; the whole picture is searched when one
@@ -117,9 +117,8 @@ def predict_video(
 class _Track:
     number: int
     pose: Pose
-    crop: Tensor
-    seen: float
-    read: float = 0.0
+    crop: Tensor = field(default_factory=lambda: torch.zeros(0))
+    seen: float = -math.inf  # the time of the last frame in which it was
     weight: float = 0.0  # of all that is in the average
     average: dict[str, float] = field(default_factory=dict)
 
@@ -148,7 +147,7 @@ class FaceTracker:
         self._model, self._smooth = model, smooth
         self._min_size, self._min_score, self._max_faces = min_size, min_score, max_faces
         self._tta, self._precision = tta, precision
-        self._device = next(model.parameters(), torch.zeros(0, device="cpu")).device
+        self._device = device_of(model)
         self._tracks: list[_Track] = []
         self._small: Tensor | None = None  # the last frame
         self._count, self._now, self._searched = 0, -math.inf, -math.inf
@@ -165,7 +164,7 @@ class FaceTracker:
         visible = []
         for track, pose in zip(followed, poses, strict=True):
             if pose and not (cut and _correlation(track.crop, picture, pose) < _ALIKE):
-                track.pose, track.seen = pose, seconds
+                track.pose = pose
                 visible.append(track)
         if cut:
             self._tracks = visible.copy()
@@ -175,14 +174,14 @@ class FaceTracker:
             self._searched = seconds
             known = [track.pose for track in visible]
             found = find_poses(picture, self._min_size, self._min_score, room, self._device, known)
-            visible += self._recognise(found, seconds)
+            lost = [track for track in self._tracks if track not in visible]
+            visible += self._recognise(found, lost)
         self._now = seconds
         return self._read(picture, visible)
 
-    def _recognise(self, found: list[Pose], seconds: float) -> list[_Track]:
+    def _recognise(self, found: list[Pose], lost: list[_Track]) -> list[_Track]:
         """The tracks of faces that a search has found: of those out of sight the nearest, or new
         ones."""
-        lost = [track for track in self._tracks if track.seen != seconds]
         tracks: dict[int, _Track] = {}
         if found and lost:
             costs = np.array([[distance(pose, track.pose) for track in lost] for pose in found])
@@ -193,9 +192,9 @@ class FaceTracker:
         for row, pose in enumerate(found):
             if row not in tracks:
                 self._count += 1
-                tracks[row] = _Track(self._count, pose, torch.zeros(0), seconds)
+                tracks[row] = _Track(self._count, pose)
                 self._tracks.append(tracks[row])
-            tracks[row].pose, tracks[row].seen = pose, seconds
+            tracks[row].pose = pose
         return list(tracks.values())
 
     def _read(self, picture: Tensor, tracks: list[_Track]) -> list[TrackedFace]:
@@ -204,13 +203,13 @@ class FaceTracker:
         faces, read = read_faces(self._model, crops, self._tta, self._precision), []
         for track, face in zip(tracks, faces, strict=True):
             raw, old = face.probabilities or {}, track.average
-            past = max(0.0, self._now - track.read)
+            past = max(0.0, self._now - track.seen)
             track.weight = 1 + track.weight * (
                 math.exp(-past / self._smooth) if self._smooth else 0
             )
             for name, value in raw.items():
                 old[name] = old.get(name, 0.0) + (value - old.get(name, 0.0)) / track.weight
-            track.crop, track.read, label = face.crop, self._now, max(old, key=old.__getitem__)
+            track.crop, track.seen, label = face.crop, self._now, max(old, key=old.__getitem__)
             parts = face.box, face.landmarks, face.score, face.crop, label, old[label], dict(old)
             read.append(TrackedFace(*parts, track=track.number, raw=raw))
         return read

@@ -54,46 +54,45 @@ class Probabilities(nn.Module):
 
 def export(model: ImprovedVGG19, tta: TTA | None = "flip") -> bytes:
     """The ONNX file of a model on the CPU, in eval mode."""
-    batch = torch.export.Dim("batch", min=1)
-    program = _export(
-        Probabilities(model, tta).eval(),
-        torch.zeros(2, 1, SIZE, SIZE),
-        ("faces", {0: batch}),
-        "probabilities",
-    )
+    sizes = {0: torch.export.Dim("batch", min=1)}
+    whole, x = Probabilities(model, tta).eval(), torch.zeros(2, 1, SIZE, SIZE)
     categories = model.categories or tuple(map(str, range(model.num_classes)))
-    program.model.metadata_props.update(categories=json.dumps(categories), tta=str(tta).lower())
-    return _bytes(program)
+    about = {"categories": json.dumps(categories), "tta": str(tta).lower()}
+    return _export(whole, x, "faces", sizes, "probabilities", about)
 
 
 def export_detector() -> bytes:
     """The ONNX file of the face detector."""
     batch, height, width = (torch.export.Dim(name, min=1) for name in ("batch", "rows", "columns"))
     sizes = {0: batch, 2: 32 * height, 3: 32 * width}
-    detector = load_detector(torch.device("cpu"))
-    return _bytes(_export(detector, torch.zeros(2, 3, 96, 128), ("pictures", sizes), "places"))
+    detector, x = load_detector(torch.device("cpu")), torch.zeros(2, 3, 96, 128)
+    return _export(detector, x, "pictures", sizes, "places", {})
 
 
-def _export(model: nn.Module, x: Tensor, given: tuple[str, dict[int, Any]], taken: str) -> Any:
-    name, sizes = given
+def _export(
+    model: nn.Module,
+    x: Tensor,
+    taken: str,
+    sizes: dict[int, Any],
+    given: str,
+    about: dict[str, str],
+) -> bytes:
+    """A model of one input, some of whose sizes are free, as a file with metadata."""
     with warnings.catch_warnings():
         # The exporter's own use of what PyTorch deprecates is none of our users' business.
         warnings.simplefilter("ignore", (DeprecationWarning, FutureWarning))
         program = torch.onnx.export(
             model,
             (x,),
-            input_names=[name],
-            output_names=[taken],
+            input_names=[taken],
+            output_names=[given],
             dynamic_shapes=(sizes,),
             opset_version=OPSET,
             dynamo=True,
             verbose=False,
         )
     assert program is not None
-    return program
-
-
-def _bytes(program: Any) -> bytes:
+    program.model.metadata_props.update(about)
     data: bytes = program.model_proto.SerializeToString()
     return data
 
@@ -139,14 +138,14 @@ def main(arguments: list[str] | None = None) -> None:
                         help="views of each face that are averaged (%(default)s)")
     # fmt: on
     options = parser.parse_args(arguments)
+    beside = options.out.with_name("yunet.onnx")
+    if beside == options.out:
+        raise SystemExit(f"--out {options.out}: the detector's file has this name")
     tta = None if options.tta == "none" else options.tta
     model = load_pretrained(options.weights)
     data, detector = export(model, tta), export_detector()
     worst = check(data, model, tta)
     check_detector(detector)
-    beside = options.out.with_name("yunet.onnx")
-    if beside == options.out:
-        raise SystemExit(f"--out {options.out}: the detector's file has this name")
     write_atomically(options.out, data)
     write_atomically(beside, detector)
     print(

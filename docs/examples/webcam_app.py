@@ -18,7 +18,7 @@ from ferfacenet import FaceTracker, draw_faces, list_pretrained, load_pretrained
 load = cache(load_pretrained)
 
 
-def largest(faces):
+def read_largest(faces):
     """The probabilities of the largest face; None if there is none."""
     largest = max(faces, key=lambda face: face.box[3] - face.box[1], default=None)
     return largest and largest.probabilities
@@ -34,7 +34,7 @@ def read_photo(file, weights):
         raise gr.Error(f"This file cannot be used: {error}", print_exception=False) from None
     if not faces:
         gr.Info("There is no face in this photo.")
-    return draw_faces(data, faces), largest(faces)
+    return draw_faces(data, faces), read_largest(faces)
 
 
 def read_frame(picture, tracker, weights):
@@ -43,7 +43,7 @@ def read_frame(picture, tracker, weights):
         return None, None, tracker
     tracker = tracker or FaceTracker(load(weights))
     faces = tracker.update(picture, time.monotonic())
-    return draw_faces(picture, faces), largest(faces), tracker
+    return draw_faces(picture, faces), read_largest(faces), tracker
 
 
 NAMES = [name for name, info in list_pretrained().items() if info.bundled]
