@@ -13,10 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from _fer2013 import VOTES
 from PIL import Image
 from torch import Tensor, nn
 
 from ferfacenet import ImprovedVGG19, load_pretrained, save_pretrained
+from ferfacenet.model import FER2013_CATEGORIES
 from ferfacenet.weights import CONFIG_FILE, WEIGHTS_FILE
 
 ROOT = Path(__file__).parents[1]
@@ -100,6 +102,14 @@ def csv_text(training: int, public: int, seed: int = 0) -> str:
         image[6 * label : 6 * label + 6] += 150
         usage = "Training" if index < training else "PublicTest"
         lines.append(f"{label},{' '.join(map(str, image.ravel()))},{usage}")
+    return "\n".join(lines) + "\n"
+
+
+def votes_text(rows: int) -> str:
+    """FER+'s file for ``rows`` rows of ``csv_text``, where all agree with the label."""
+    labels = [FER2013_CATEGORIES[row % 7] for row in range(rows)]
+    votes = [",".join("9" if name == label else "0" for name in VOTES) for label in labels]
+    lines = [f"Usage,Image name,{','.join(VOTES)}", *(f"Training,a.png,{row}" for row in votes)]
     return "\n".join(lines) + "\n"
 
 

@@ -20,7 +20,8 @@ import torch.nn.functional as F
 import train
 from _augment import NUMBERS, Augmentation, augment
 from _settings import Settings
-from conftest import ROOT, csv_text
+from _thin import thin
+from conftest import ROOT, csv_text, faces, votes_text
 from safetensors.torch import load_file
 from tqdm import tqdm
 
@@ -228,11 +229,8 @@ def test_other_architectures_and_options_train(tiny: Path, tmp_path: Path) -> No
 
 
 def test_the_votes_train_a_second_head(tiny: Path, tmp_path: Path) -> None:
-    votes, run, names = tmp_path / "fer2013new.csv", tmp_path / "run", _fer2013.VOTES
-    labels = [train.FER2013_CATEGORIES[row % 7] for row in range(28)]
-    rows = [",".join("9" if name == label else "0" for name in names) for label in labels]
-    lines = [f"Usage,Image name,{','.join(names)}", *(f"Training,a.png,{row}" for row in rows)]
-    votes.write_text("\n".join(lines))
+    votes, run = tmp_path / "fer2013new.csv", tmp_path / "run"
+    votes.write_text(votes_text(28))
     options = [*TINY, "--epochs", "1", "--votes-weight", "0.5", "--votes", str(votes)]
     train.main(["--data", str(tiny), "--out", str(run), *options])
     assert load_file(run / "checkpoint.safetensors")["trainee.votes.weight"].shape == (10, 64)
@@ -252,6 +250,34 @@ def test_a_run_starts_from_the_weights_that_init_names(
     assert (float(new.mean), float(new.temperature)) == (pytest.approx(0.4), 1)
     config = json.loads((tmp_path / "run" / "weights" / "config.json").read_text())
     assert config["trained_on"].endswith("1 epochs, from the weights teacher.")
+
+
+def test_a_thinner_run_begins_with_what_the_weights_know(tiny: Path, tmp_path: Path) -> None:
+    wide = load_pretrained("fer2013-small")
+    wide.mean, narrow = 0.4, ImprovedVGG19(width=0.9 * wide.width)
+    thin(wide, narrow, faces(200)[..., 2:46, 2:46])
+    x = faces(200, 1)[..., 2:46, 2:46]
+    assert (wide(x).argmax(1) == narrow(x).argmax(1)).float().mean() > 0.85
+    options = [*TINY, "--epochs", "0", "--no-precise-bn", "--init", "fer2013-small"]
+    train.main(["--data", str(tiny), "--out", str(tmp_path / "run"), *options])
+    begun = load_pretrained(tmp_path / "run" / "weights")
+    assert begun.width == 0.125 and begun.features[1].running_mean.any()
+
+
+def test_batches_that_come_round_are_asked_about_once(tiny: Path) -> None:
+    asked = list[torch.Tensor]()
+
+    def teacher(x: torch.Tensor) -> torch.Tensor:
+        asked.append(x)
+        return x.flatten(1)[:, :7].softmax(1)
+
+    answers: dict[float, torch.Tensor] = {}
+    for _ in range(2):  # two runs that share them
+        ask = train.remembering(teacher, answers)
+        trainer = a_trainer(tiny, ask, rounds=2, epochs=5, rotate=20.0, crop=False)
+        losses = [trainer.train_epoch(epoch, tqdm(disable=True))["loss"] for epoch in range(5)]
+        assert len(asked) == 6 and losses[0] != losses[2]
+    assert len({float(x.sum()) for x in asked}) == 6
 
 
 def test_teachers_are_learned_from_and_asked_once(

@@ -49,6 +49,24 @@ def plot_variants(histories: Mapping[str, Sequence[dict[str, Any]]], path: Path)
     figure.savefig(path, dpi=110)
 
 
+def plot_widths(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Accuracy on PublicTest, by one crop, against the time of one crop in a batch, to a PNG."""
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for row in rows:
+        own = "width" in row
+        point = row["ms_128"] / 128, 100 * row["accuracy"]
+        axes.scatter(*point, color="C0" if own else "C1")
+        place = 0, -14 if own else 7
+        axes.annotate(row["package"], point, place, textcoords="offset points", ha="center")
+    axes.set(xlabel="ms of a crop, 128 at once", ylabel="PublicTest, one centre crop, %")
+    axes.set(xscale="log", xticks=[0.2, 0.5, 1, 2, 5], xticklabels=["0.2", "0.5", "1", "2", "5"])
+    axes.minorticks_off()
+    axes.margins(x=0.15, y=0.15)
+    axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=110)
+
+
 def plot_confusion(counts: npt.NDArray[np.int64], names: Sequence[str], path: Path) -> None:
     """The paper's Fig. 6: rows are true labels, columns predictions, each row's share."""
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)

@@ -269,6 +269,27 @@ def tried() -> str:
     return table(head, *sorted(rest, key=lambda row: float(row[-1])))
 
 
+def widths() -> str:
+    measured = read("widths/widths.json")
+    full = measured["rows"][0]
+    rows: list[tuple[Any, ...]] = [
+        ("", "parameters", "MB in float16", "one crop, %", "ten crops, %",
+         "the same, no duplicates", "time of one crop", "of 128")
+    ]  # fmt: skip
+    for of in measured["rows"]:
+        times = (f"{of[key] / full[key]:.3f}" for key in ("ms_1", "ms_128"))
+        size, crops = ("", ""), ("", "")
+        if "width" in of:
+            size = f"{of['parameters'] / 1e6:.2f} M", f"{2 * of['parameters'] / 1e6:.1f}"
+            crops = percent(of["ten_crop"]), percent(of["ten_crop_deduplicated"])
+        rows.append((of["package"], *size, percent(of["accuracy"]), *crops, *times))
+    return f"{table(*rows)}\n\nTimes as shares of the full network's. {machine(measured)}."
+
+
+def machine(found: Mapping[str, Any]) -> str:
+    return f"{found['machine']}, {found['threads']} threads, PyTorch {found['torch']}"
+
+
 def speed() -> str:
     found = read("benchmark.json")
     rows: list[tuple[Any, ...]] = [("", "views at once", "plain, ms", "fast, ms", "times")]
@@ -276,8 +297,7 @@ def speed() -> str:
         plain, fast = of["plain_ms"], of["fast_ms"]
         cells = f"{plain:.1f}", f"{fast:.1f}", f"{plain / fast:.2f}"
         rows.append((f"`{of['weights']}`", of["views"], *cells))
-    machine = f"{found['machine']}, {found['threads']} threads, PyTorch {found['torch']}"
-    return f"{table(*rows)}\n\n{machine}, {found['precision']}."
+    return f"{table(*rows)}\n\n{machine(found)}, {found['precision']}."
 
 
 def speed_line() -> str:
@@ -299,7 +319,8 @@ def speed_line() -> str:
 BLOCKS: dict[str, Callable[[], str]] = {
     "results": results, "weights": weights, "views": views, "classes": classes,
     "confusion": confusion, "ckplus": ckplus, "tables": tables, "faces": faces, "photos": photos,
-    "readings": readings, "tried": tried, "speed": speed, "speed-line": speed_line,
+    "readings": readings, "tried": tried, "widths": widths, "speed": speed,
+    "speed-line": speed_line,
 }  # fmt: skip
 
 

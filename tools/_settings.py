@@ -47,6 +47,7 @@ class Settings(Augmentation):
     ema_every: int = 1  # update it every so many steps, by the decay to their power
     precise_bn: bool = False  # BatchNorm's statistics measured anew at the end, on plain crops
     sizes: str = "44"  # side of the training images, as 44, or 32x4,44 for 4 epochs at 32 first
+    rounds: int = 0  # batches and draws of so many epochs come round again; 0: always new ones
     crop: bool = True  # only random crops and mirrors, or else the ranges of Augmentation
     seed: int = 0
     amp: Literal["auto", "on", "off"] = "auto"  # bf16 autocast; auto: where it is faster
@@ -90,6 +91,10 @@ class Settings(Augmentation):
 
     def is_calm(self, epoch: int) -> bool:
         return epoch >= self.epochs * (1 - self.calm)
+
+    def drawn(self, epoch: int) -> int:
+        """The epoch whose batches and draws ``epoch`` has."""
+        return epoch % self.rounds if self.rounds else epoch
 
     def device_of(self, rank: int = 0) -> torch.device:
         """Where to train; ``rank`` counts this machine's processes."""

@@ -269,7 +269,7 @@ class Trainer:
         # All that is random in an epoch follows from the seed and the epoch, so a resumed
         # run needs no generator state, and all processes draw the same numbers.
         seed = settings.seed * 1_000_003 + epoch
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed(seed - epoch + settings.drawn(epoch))
         order = torch.randperm(len(self.images), generator=generator).to(self.device)
         numbers = torch.rand(len(self.images), NUMBERS, generator=generator).to(self.device)
         torch.manual_seed(seed * 97 + self.rank)

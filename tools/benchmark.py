@@ -11,7 +11,8 @@ sections:
   detector    the search's network on a picture of 640x480, beside OpenCV's YuNet, on a CPU
   video       predict_video's frames a second of 640x480 with one face that moves, searches and
               smoothing included, and how many times as long as decoding alone it takes
-  peers       its time beside other packages', those installed of onnxruntime and fer
+  peers       its time for single crops beside other packages', those installed of onnxruntime
+              and fer
   train       images a second of tools/train.py, recipe "release"; on a GPU also the share of what
               the chip reaches in a product of large bfloat16 matrices
 
@@ -214,13 +215,13 @@ def time_video(bench: Bench) -> list[Row]:
 
 
 def make_onnxruntime(model: ImprovedVGG19) -> Reader:
-    """The same network and views, as tools/export_onnx.py writes them."""
+    """The same network on one crop, as tools/export_onnx.py writes it."""
     import onnxruntime
     from export_onnx import export
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    session = onnxruntime.InferenceSession(export(copy.deepcopy(model).cpu()), options)
+    session = onnxruntime.InferenceSession(export(copy.deepcopy(model).cpu(), None), options)
     return lambda images: session.run(None, {"faces": images[:, None] / np.float32(255)})[0]
 
 
@@ -240,25 +241,28 @@ def make_fer(_: ImprovedVGG19) -> Reader:
 PEERS = {"onnxruntime": make_onnxruntime, "fer": make_fer}
 
 
-def time_peers(bench: Bench) -> list[Row]:
-    name, model = next(iter(bench.models.items()))
-    readers: dict[str, Reader] = {f"ferfacenet, {name}": partial(read, model, "flip")}
-    for peer, make in PEERS.items():
+def time_peers(
+    bench: Bench, peers: Mapping[str, Callable[[ImprovedVGG19], Reader]] = PEERS
+) -> list[Row]:
+    """Of all weights, and of the peers that are installed, onnxruntime with the first of them."""
+    models = bench.models
+    readers: dict[str, Reader] = {name: partial(read, models[name], None) for name in models}
+    for peer, make in peers.items():
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                readers[peer] = make(model)
+                readers[peer] = make(next(iter(models.values())))
         except ImportError as error:
             tqdm.write(f"{peer} is left out: {error}")
-    images, times = make_images(max(1, bench.largest // 2)), {}
+    images, times = make_images(bench.largest), {}
     for count in (1, len(images)):
-        calls = {peer: partial(reader, images[:count]) for peer, reader in readers.items()}
-        times[count] = bench.time("peers", f"{count} images", calls)
+        calls = {name: partial(reader, images[:count]) for name, reader in readers.items()}
+        times[count] = bench.time("peers", f"{count} crops", calls)
     rows = []
-    for peer, reader in readers.items():
-        row = {"package": peer} | {f"ms_{count}": found[peer] for count, found in times.items()}
+    for name, reader in readers.items():
+        row = {"package": name} | {f"ms_{count}": found[name] for count, found in times.items()}
         if bench.public is not None:
-            row["accuracy"] = accuracy(reader, bench.public, peer)
+            row["accuracy"] = accuracy(reader, bench.public, name)
         rows.append(row)
     return rows
 

@@ -1,7 +1,8 @@
-"""Trains the paper's network on FER2013, by the paper's recipe or by ours.
+"""Trains the paper's network on FER2013, by the paper's recipe or by ours, or thins a trained one.
 
   python tools/train.py --data fer2013.csv --recipe paper --out runs/paper
   python tools/train.py --data fer2013.csv --votes fer2013new.csv --out runs/release
+  python tools/train.py --data fer2013.csv --votes fer2013new.csv --recipe small --out runs/small
   python tools/train.py --resume runs/release [--epochs 120]
   torchrun --nproc-per-node 2 tools/train.py --data fer2013.csv --recipe paper --out runs/two
 
@@ -27,11 +28,13 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import torch.distributed as dist
+from _augment import NUMBERS, augment
 from _checkpoint import load_checkpoint, save_checkpoint, save_config, stoppable, uninterrupted
 from _fer2013 import Faces, hold_out, load, load_votes, vote_odds
 from _figures import plot_curves
 from _networks import plain_vgg19
 from _settings import Settings, load_init, name_of, parse_run
+from _thin import FACES, thin
 from _trainer import Trainer, accuracy, progress
 from evaluate import predict
 from torch import Tensor, nn
@@ -67,15 +70,22 @@ DATASET_LICENSE = (
     "in this repository."
 )
 
+_RELEASE: dict[str, Any] = {
+    "label_smoothing": 0.1, "votes_weight": 0.5,
+    "epochs": 100, "batch_size": 64, "lr": 0.03, "schedule": "cosine", "warmup": 0.1,
+    "nesterov": True, "decay_all": False, "clip_value": 0.0, "clip_norm": 1.0,
+    "ema": 0.999, "precise_bn": True,
+    "crop": False, "rotate": 12.0, "scale": 0.12, "shift": 0.08, "brightness": 0.1,
+    "contrast": 0.2, "erase": 0.3,
+}  # fmt: skip
 RECIPES: dict[str, dict[str, Any]] = {
     "paper": {},
-    "release": {
-        "label_smoothing": 0.1, "votes_weight": 0.5,
-        "epochs": 100, "batch_size": 64, "lr": 0.03, "schedule": "cosine", "warmup": 0.1,
-        "nesterov": True, "decay_all": False, "clip_value": 0.0, "clip_norm": 1.0,
-        "ema": 0.999, "precise_bn": True,
-        "crop": False, "rotate": 12.0, "scale": 0.12, "shift": 0.08, "brightness": 0.1,
-        "contrast": 0.2, "erase": 0.3,
+    "release": _RELEASE,
+    "small": _RELEASE | {
+        "width": 0.375, "init": "fer2013", "teachers": "fer2013", "teacher_weight": 0.9,
+        "consistent": True, "rounds": 5, "votes_correction": 0.1, "votes_weight": 0.2,
+        "label_smoothing": 0.0, "dropout": 0.0, "shift": 0.06, "erase": 0.1, "calm": 0.12,
+        "epochs": 26, "batch_size": 128, "lr": 0.01, "warmup": 0.05, "ema": 0.998,
     },
 }  # fmt: skip
 
@@ -109,10 +119,18 @@ def build(config: Config) -> ImprovedVGG19:
     return model
 
 
-def start_from(name: str, network: ImprovedVGG19) -> None:
-    """Give the network the weights that ``name`` stands for."""
-    weights = load_init(name)
+def start_from(config: Config, network: ImprovedVGG19, images: Tensor) -> None:
+    """Give the network the weights of ``config.init``; if it is thinner, thinned on some of the
+    training images (N, 48, 48) uint8."""
+    name, weights = config.init, load_init(config.init)
     weights.temperature.fill_(1)  # which was fitted to them as they are
+    alike = network.state_dict().keys() == weights.state_dict().keys()
+    if alike and network.width < weights.width and network.num_classes == weights.num_classes:
+        generator = torch.Generator().manual_seed(config.seed)
+        some = images[torch.randperm(len(images), generator=generator)[:FACES]].cpu()
+        numbers = torch.rand(len(some), NUMBERS, generator=generator)
+        thin(weights, network, augment(some, numbers, config))
+        return
     try:
         network.load_state_dict(weights.state_dict())
     except RuntimeError as error:
@@ -157,6 +175,20 @@ def consistent_teacher(
     return ask
 
 
+def remembering(
+    ask: Callable[[Tensor], Tensor], answers: dict[float, Tensor]
+) -> Callable[[Tensor], Tensor]:
+    """``ask``, but about a batch only if ``answers``, by the sum of its pixels, lacks it."""
+
+    def look_up(x: Tensor) -> Tensor:
+        key = float(x.double().sum())
+        if key not in answers:
+            answers[key] = ask(x)
+        return answers[key]
+
+    return look_up
+
+
 def trained_on(config: Config, images: int, held: int) -> str:
     """The sentence of the model card."""
     text = f"{images:,} Training images of FER2013"
@@ -194,7 +226,10 @@ def to_device(faces: Faces, device: torch.device) -> tuple[Tensor, Tensor]:
     return torch.tensor(faces.images, device=device), torch.tensor(faces.labels, device=device)
 
 
-def make_trainer(config: Config, training: Faces, device: torch.device, resumed: bool) -> Trainer:
+def make_trainer(
+    config: Config, training: Faces, device: torch.device, resumed: bool,
+    answers: dict[float, Tensor] | None = None,
+) -> Trainer:  # fmt: skip
     """The trainer of ``training``; of a run that is resumed, without what its checkpoint holds."""
     votes = odds = None
     teacher: Tensor | Callable[[Tensor], Tensor] | None = None
@@ -209,9 +244,11 @@ def make_trainer(config: Config, training: Faces, device: torch.device, resumed:
     torch.manual_seed(config.seed)
     network = build(config)
     if config.init and not resumed:
-        start_from(config.init, network)
+        start_from(config, network, torch.from_numpy(training.images))
     if config.teachers and config.consistent:
         teacher = consistent_teacher(config.teachers, device, config.compile)
+        if config.rounds:
+            teacher = remembering(teacher, {} if answers is None else answers)
     elif config.teachers and not resumed:
         teacher = taught(config.teachers, training, device)
     return Trainer(
@@ -255,7 +292,7 @@ def train(
     return config
 
 
-def main(arguments: list[str] | None = None) -> None:
+def main(arguments: list[str] | None = None, answers: dict[float, Tensor] | None = None) -> None:
     config, out = parse(arguments)
     device = config.device_of(int(os.environ.get("LOCAL_RANK", 0)))
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
@@ -276,7 +313,7 @@ def main(arguments: list[str] | None = None) -> None:
     state = state or {"fingerprint": fingerprint, "history": []}
     if config.minutes and not state["history"]:
         config = dataclasses.replace(config, epochs=100)  # until the first are measured
-    trainer = make_trainer(config, training, device, bool(tensors))
+    trainer = make_trainer(config, training, device, bool(tensors), answers)
     if tensors:
         trainer.load(tensors)
     if trainer.rank == 0:
