@@ -268,8 +268,9 @@ class Trainer:
         settings, steps = self.settings, self.steps_an_epoch
         # All that is random in an epoch follows from the seed and the epoch, so a resumed
         # run needs no generator state, and all processes draw the same numbers.
-        seed = settings.seed * 1_000_003 + epoch
-        generator = torch.Generator().manual_seed(seed - epoch + settings.drawn(epoch))
+        base = settings.seed * 1_000_003
+        seed = base + epoch
+        generator = torch.Generator().manual_seed(base + settings.drawn(epoch))
         order = torch.randperm(len(self.images), generator=generator).to(self.device)
         numbers = torch.rand(len(self.images), NUMBERS, generator=generator).to(self.device)
         torch.manual_seed(seed * 97 + self.rank)

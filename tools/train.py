@@ -127,7 +127,7 @@ def start_from(config: Config, network: ImprovedVGG19, images: Tensor) -> None:
     alike = network.state_dict().keys() == weights.state_dict().keys()
     if alike and network.width < weights.width and network.num_classes == weights.num_classes:
         generator = torch.Generator().manual_seed(config.seed)
-        some = images[torch.randperm(len(images), generator=generator)[:FACES]].cpu()
+        some = images[torch.randperm(len(images), generator=generator)[:FACES]]
         numbers = torch.rand(len(some), NUMBERS, generator=generator)
         thin(weights, network, augment(some, numbers, config))
         return

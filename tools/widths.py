@@ -5,8 +5,9 @@ for its time.
 
 A width is a run of tools/train.py --recipe small in a folder of --out, made if it is not there; all
 see the same images, and the teacher is asked once for all. Accuracies are those on PublicTest.
-Times are of the network alone and, with --peers, of onnxruntime and fer (those installed), which
-take turns in one run, on a machine that should be idle. All goes to docs/results/widths.
+Times are predict_proba's for single crops and, with --peers, those of onnxruntime and fer (those
+installed), which take turns in one run, on a machine that should be idle. All goes to
+docs/results/widths.
 """
 
 from __future__ import annotations
