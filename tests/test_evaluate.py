@@ -10,8 +10,8 @@ import evaluate
 import numpy as np
 import pytest
 import torch
-from _fer2013 import hold_out, load
-from conftest import sharp
+from _fer2013 import FERPLUS_CATEGORIES, hold_out, load
+from conftest import sharp, votes_text
 from PIL import Image
 
 from ferfacenet import load_pretrained, predict_proba, save_pretrained
@@ -60,6 +60,21 @@ def test_duplicates_of_training_images_are_left_out(tiny_csv: Path) -> None:
     )
     assert len(part) == 7
     assert fresh.tolist() == [True, True, False, True, True, True, True]
+
+
+def test_weights_with_the_classes_of_ferplus_are_measured_by_votes(tiny_csv: Path) -> None:
+    model, votes = sharp(8, width=0.125), tiny_csv.parent / "fer2013new.csv"
+    model.categories = FERPLUS_CATEGORIES
+    save_pretrained(model, tiny_csv.parent / "plus")
+    head, *lines = votes_text(28).splitlines()
+    lines[22] = "PublicTest,a.png,4,0,0,4,2,0,0,0,0,0"  # no majority
+    lines[24] = "PublicTest,a.png,0,0,0,0,0,0,0,10,0,0"
+    votes.write_text("\n".join([head, *lines]))
+    result = run(tiny_csv, tiny_csv.parent / "plus", "--votes", str(votes))
+    supports = {name: of["support"] for name, of in result["per_class"].items()}
+    assert supports == dict.fromkeys(FERPLUS_CATEGORIES, 1) | {"disgust": 0, "happiness": 0}
+    with pytest.raises(SystemExit, match="--votes is needed"):
+        run(tiny_csv, tiny_csv.parent / "plus")
 
 
 def test_calibration_error_by_hand() -> None:

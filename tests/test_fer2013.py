@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from _fer2013 import VOTES, Faces, hold_out, load, load_votes
+from _fer2013 import FERPLUS_CATEGORIES, SPLITS, VOTES, Faces, hold_out, load, load_votes, relabel
 from conftest import SHARED, csv_text
 from PIL import Image
 
@@ -108,6 +108,16 @@ def test_real_votes_in_both_forms(
     votes = load_votes(SHARED / "fer2013" / "ferplus.csv", faces)
     assert votes.shape == (len(faces), len(VOTES))
     assert votes[0].tolist() == [4, 0, 0, 1, 3, 2, 0, 0, 0, 0]  # as row 0 has them
+
+    counts = []
+    for part in map(faces.split, SPLITS):
+        kept, shares = relabel(part, load_votes(SHARED / "fer2013" / "ferplus.csv", part))
+        assert (shares.argmax(1) == kept.labels).all() and (shares.max(1) > 0.5).all()
+        counts.append(np.bincount(kept.labels).tolist())
+    assert len(FERPLUS_CATEGORIES) == 8
+    # As Microsoft's own reader counts them.
+    assert [sum(count) for count in counts] == [25057, 3199, 3152]
+    assert counts[2] == [1089, 893, 396, 384, 273, 18, 83, 16]
 
     lines = [f"Training,fer0.png,{','.join(str(int(n)) for n in row)}" for row in votes]
     lines = [f"Usage,Image name,{','.join(VOTES)}", *lines]

@@ -11,7 +11,9 @@ import _pages
 import pytest
 import release
 import torch
-from conftest import ROOT, csv_text, flip, sharp
+from _ckplus import CATEGORIES
+from _fer2013 import FERPLUS_CATEGORIES
+from conftest import ROOT, csv_text, flip, sharp, votes_text
 
 from ferfacenet import list_pretrained, load_pretrained, predict_proba, preprocess, save_pretrained
 
@@ -40,7 +42,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     root = tmp_path / "root"
     shutil.copytree(ROOT / "docs" / "results", root / "docs" / "results")
-    for name in ("fer2013", "fer2013-small"):
+    for name in ("fer2013", "fer2013-small", "ferplus"):
         shutil.rmtree(root / "docs" / "results" / name)
     (root / "docs" / "images").mkdir()
     shutil.copy(ROOT / "docs" / "images" / "astronaut.jpg", root / "docs" / "images")
@@ -128,11 +130,53 @@ def test_data_without_a_private_test(root: Path, tmp_path: Path, tiny_csv: Path)
     assert release.find_stale() == []
 
 
-def test_what_release_needs(root: Path, tmp_path: Path) -> None:
-    for arguments in (["runs/x"], [str(tmp_path), "--name", "a", "--data", "b.csv"]):
+def test_weights_by_the_votes_of_ferplus(root: Path, tmp_path: Path, tiny_csv: Path) -> None:
+    model, votes = sharp(8, width=0.125), tmp_path / "fer2013new.csv"
+    model.categories = FERPLUS_CATEGORIES
+    save_pretrained(model, tmp_path / "weights", **SENTENCES)
+    votes.write_text(votes_text(28))
+    arguments = [str(tmp_path / "weights"), "--name", "ferplus", "--data", str(tiny_csv), "--quick"]
+    release.main([*arguments, "--votes", str(votes)])
+    card = (root / "ferfacenet/weights/ferplus/README.md").read_text()
+    assert "for FER+" in card and "- ferplus" in card and "contempt | 0.0 |" in card
+    readme = (root / "README.md").read_text()
+    reads = "six expressions, contempt and neutral"
+    assert re.search(rf"`ferplus` \| {reads} \| .* on FER\+'s PublicTest \|", readme)
+    assert "`ferplus`, ten crops" in _pages.ferplus() and "ferplus" not in _pages.results()
+    assert release.find_stale() == []
+
+
+def test_what_release_needs(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_pretrained(sharp(width=0.125), tmp_path / "weights", **SENTENCES)
+    for arguments, message in (
+        ([], "--name"), (["--name", "a"], "--data"),
+        (["--name", "a", "--data", "b.csv"], "b.csv does not exist"),
+    ):  # fmt: skip
         with pytest.raises(SystemExit) as caught:
-            release.main(arguments)
-        assert caught.value.code == 2
+            release.main([str(tmp_path), *arguments])
+        assert message in f"{caught.value.code}{capsys.readouterr().err}"
+    with pytest.raises(SystemExit, match="no weights"):
+        release.main(["runs/x", "--name", "a", "--data", "b.csv"])
+
+
+def test_weights_and_folds_of_ckplus(root: Path, tmp_path: Path) -> None:
+    result = {**_pages.read("ckplus-subject/result.json"), "temperature": 1.5}
+    folds, run = tmp_path / "folds", tmp_path / "run"
+    for folder, config in ((folds, {"init": ""}), (run, {"init": "", "result": str(folds)})):
+        folder.mkdir()
+        (folder / "config.json").write_text(json.dumps(config))
+        (folder / "metrics.jsonl").write_text('{"epoch": 1}\n')
+    (folds / "result.json").write_text(json.dumps(result))
+    model = sharp(width=0.125)
+    model.categories, model.temperature = CATEGORIES, 1.5
+    save_pretrained(model, run / "weights", metrics={"folds": 0.9}, **SENTENCES)
+    release.main([str(folds), "--name", "ckplus-subject"])
+    assert _pages.read("ckplus-subject/result.json") == result
+    release.main([str(run), "--name", "ckplus", "--quick"])
+    assert load_pretrained(root / "ferfacenet/weights/ckplus").categories == CATEGORIES
+    assert "for CK+" in (root / "ferfacenet/weights/ckplus/README.md").read_text()
+    assert _pages.read("ckplus/config.json") == {"init": "", "result": "folds"}
+    assert release.find_stale() == []
 
 
 @pytest.mark.parametrize("name", list_pretrained())

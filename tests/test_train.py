@@ -129,6 +129,7 @@ def test_wrong_arguments_are_named(whole: Path, tiny: Path, tmp_path: Path) -> N
         (["--resume", str(tmp_path)], "no run of this"),
         (["--resume", str(whole), "--lr", "1"], "--resume takes --epochs, --sizes"),
         (new, "--votes is needed"),
+        ([*new, *TINY, "--labels", "ferplus"], "--votes is needed"),
         ([*new, *TINY, "--consistent"], "--consistent"),
         ([*new, *TINY, "--every", "0"], "--every"),
         ([*new, *TINY, "--batch-size", "64"], "--batch-size 64"),
@@ -238,6 +239,26 @@ def test_the_votes_train_a_second_head(tiny: Path, tmp_path: Path) -> None:
     assert "FER+ votes" in json.loads((run / "weights" / "config.json").read_text())["trained_on"]
 
 
+def test_the_votes_are_learned_in_place_of_the_labels(
+    tiny: Path, teacher: Path, tmp_path: Path
+) -> None:
+    votes, run = tmp_path / "fer2013new.csv", tmp_path / "run"
+    head, *lines = votes_text(28).splitlines()
+    lines[0] = "Training,a.png,0,0,0,0,6,0,0,3,1,0"  # of ten, one vote counts for nothing
+    lines[1] = "Training,a.png,0,0,0,0,0,0,1,0,9,0"  # unknown
+    votes.write_text("\n".join([head, *lines]))
+    options = [*TINY, "--epochs", "1", "--label-smoothing", "0", "--lr", "0", "--ema", "0"]
+    given = ["--labels", "ferplus", "--votes", str(votes), "--init", str(teacher)]
+    train.main(["--data", str(tiny), "--out", str(run), *options, *given])
+    targets = load_file(run / "checkpoint.safetensors")["targets"]
+    torch.testing.assert_close(targets[0], torch.tensor([0, 0, 0, 0, 2, 0, 0, 1]) / 3)
+    assert len(targets) == 20 and targets[1:].max(1).values.eq(1).all()
+    model, before = load_pretrained(run / "weights-float32"), load_pretrained(teacher)
+    assert model.categories == _fer2013.FERPLUS_CATEGORIES
+    assert torch.equal(model.classifier.weight[4], before.classifier.weight[0])  # anger
+    assert 0 <= lines_of(run)[0]["public_accuracy"] <= 1
+
+
 def test_a_run_starts_from_the_weights_that_init_names(
     teacher: Path, tiny: Path, tmp_path: Path
 ) -> None:
@@ -303,7 +324,8 @@ def test_teachers_are_learned_from_and_asked_once(
 
 def test_consistent_teachers_are_asked_about_each_batch(teacher: Path, tiny: Path) -> None:
     names, seen = ("fer2013-small", str(teacher)), list[torch.Tensor]()
-    asked = train.consistent_teacher(",".join(names), torch.device("cpu"))
+    config = train.Config(teachers=",".join(names))
+    asked = train.consistent_teacher(config, torch.device("cpu"))
 
     def ask(x: torch.Tensor) -> torch.Tensor:
         seen.append(x.clone())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from _pages import CKPLUS, VIEWS, classes, evaluated, percent, read, read_configs, table
+from _pages import CKPLUS, VIEWS, classes, dataset_of, evaluated, percent, read, read_configs, table
 from huggingface_hub import EvalResult, ModelCardData
 
 from ferfacenet.hub import repo_id
@@ -68,10 +68,11 @@ def card(name: str) -> str:
     for key in ("trained_on", "selected_on", "dataset_license"):
         if not getattr(config, key).strip():
             raise ValueError(f"{name}: {key} in config.json is empty, and the card has to say it")
-    dataset, short = ("FER2013", "fer2013") if name in evaluated() else ("CK+", "ckplus")
+    dataset = dataset_of(config)
+    short = dataset.lower().replace("+", "plus")
     folds = {"folds": read(f"{CKPLUS[1]}/result.json")}
     results, sections = [], []
-    for of in evaluated().get(name, folds).values():
+    for of in evaluated(dataset).get(name, folds).values():
         if of["temperature"] != config.temperature:
             raise ValueError(f"{name}: measured at temperature {of['temperature']}; evaluate again")
         fresh = of.get("accuracy_deduplicated", {})

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import bz2
 import csv
+import dataclasses
 import gzip
 import hashlib
 import io
@@ -31,6 +32,8 @@ VOTES = (
     "neutral", "happiness", "surprise", "sadness", "anger", "disgust", "fear", "contempt",
     "unknown", "NF",
 )  # fmt: skip
+#: FER+'s classes, in its order.
+FERPLUS_CATEGORIES = VOTES[:8]
 #: Of the folder of images, Kaggle's and ours.
 _FOLDERS = {name: label for label, name in enumerate(FER2013_CATEGORIES)} | {
     "angry": 0, "happy": 3, "sad": 4,
@@ -213,6 +216,24 @@ def load_votes(path: str | os.PathLike[str], faces: Faces) -> npt.NDArray[np.flo
             "than the data's: FER+'s fer2013new.csv fits Kaggle's fer2013.csv, row by row"
         )
     return chosen
+
+
+def relabel(
+    faces: Faces, votes: npt.NDArray[np.float32], least: float = 0.5
+) -> tuple[Faces, npt.NDArray[np.float32]]:
+    """Faces by ``FERPLUS_CATEGORIES`` in place of FER2013's labels, and what share of an image's
+    ``votes`` (N, 10) each has, (N, 8).
+
+    As the authors of FER+ do it (Barsoum et al., "Training deep networks for facial expression
+    recognition with crowd-sourced label distribution", 2016): a single vote counts for nothing, and
+    an image is left out unless more than ``least`` of the others are for one of the eight.
+    """
+    votes = np.where(votes > 1, votes, 0)
+    labels, known = votes.argmax(1), len(FERPLUS_CATEGORIES)
+    kept = (labels < known) & (votes.max(1) > least * votes.sum(1))
+    chosen = votes[kept, :known]
+    faces = dataclasses.replace(faces, labels=labels).where(kept)
+    return faces, chosen / chosen.sum(1, keepdims=True)
 
 
 def vote_odds(

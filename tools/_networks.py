@@ -1,4 +1,4 @@
-"""The paper's baseline, and BatchNorm over several processes."""
+"""The paper's baseline, other classes, and BatchNorm over several processes."""
 
 from __future__ import annotations
 
@@ -21,6 +21,19 @@ def plain_vgg19() -> ImprovedVGG19:
     model.features, model.avgpool = plain.features, plain.avgpool
     model.classifier, model.num_features = plain.classifier, plain.classifier[0].in_features
     return model
+
+
+def change_categories(model: ImprovedVGG19, categories: tuple[str, ...]) -> None:
+    """Give ``model`` a classifier for ``categories``, which keeps the rows of those it knew."""
+    old, known = model.classifier, model.categories or ()
+    model.reset_classifier(len(categories))
+    model.categories = categories
+    if isinstance(old, nn.Linear):
+        rows = [row for row, name in enumerate(categories) if name in known]
+        same = [known.index(categories[row]) for row in rows]
+        with torch.no_grad():
+            for new, kept in zip(model.classifier.parameters(), old.parameters(), strict=True):
+                new[rows] = kept[same]
 
 
 class _Gather(torch.autograd.Function):

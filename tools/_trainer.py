@@ -116,7 +116,8 @@ class Trainer:
 
     ``network`` is trained in place; ``average`` is its moving average where there is one, else
     the network itself, and is what a run is for. ``images`` (N, 48, 48) uint8, ``labels`` (N,)
-    int64, ``votes`` (N, len(VOTES)) float32. ``teacher`` are probabilities that are learned with
+    int64, ``shares`` (N, C) float32, which are learned in place of the labels if there are any,
+    ``votes`` (N, len(VOTES)) float32. ``teacher`` are probabilities that are learned with
     the share ``teacher_weight``, the labels with the rest: those of the images, (N, C) float32, or
     a function that is asked about each batch as it is augmented, (B, 1, S, S) to (B, C) float32.
     What it says of an image is ``corrected`` by the image's ``odds`` (N, C), if there are any,
@@ -125,7 +126,7 @@ class Trainer:
 
     def __init__(
         self, network: ImprovedVGG19, settings: Settings, images: Tensor, labels: Tensor, *,
-        votes: Tensor | None = None, votes_weight: float = 0.0,
+        shares: Tensor | None = None, votes: Tensor | None = None, votes_weight: float = 0.0,
         teacher: Tensor | Callable[[Tensor], Tensor] | None = None, teacher_weight: float = 0.0,
         odds: Tensor | None = None,
     ) -> None:  # fmt: skip
@@ -135,10 +136,11 @@ class Trainer:
         self.votes_weight = votes_weight
         self.teacher, self.teacher_weight, self.odds = None, teacher_weight, odds
         smoothing, classes = settings.label_smoothing, network.num_classes
-        self.targets = F.one_hot(labels, classes) * (1 - smoothing) + smoothing / classes
+        known = F.one_hot(labels, classes) if shares is None else shares
+        self.targets = known * (1 - smoothing) + smoothing / classes
         if isinstance(teacher, Tensor):
-            known = teacher if odds is None else corrected(teacher, odds)
-            self.targets.lerp_(known, teacher_weight)
+            answers = teacher if odds is None else corrected(teacher, odds)
+            self.targets.lerp_(answers, teacher_weight)
         else:
             self.teacher = teacher
         shared = dist.is_initialized()

@@ -31,6 +31,7 @@ import torch
 from _checkpoint import load_checkpoint, save_checkpoint, save_config, stoppable
 from _ckplus import CATEGORIES, Frames, load
 from _fer2013 import Faces
+from _networks import change_categories
 from _settings import Settings, load_init, name_of, parse_run
 from _trainer import Trainer, progress
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
@@ -96,22 +97,10 @@ def make_folds(frames: Frames, config: Config) -> npt.NDArray[np.int64]:
 
 
 def build(config: Config) -> ImprovedVGG19:
-    """A network for CK+'s seven labels, fresh or from other weights, of whose classifier the rows
-    of labels that both know are kept."""
-    if config.init == "scratch":
-        model = config.network()
-    else:
-        model = load_init(config.init)
-        old, known = model.classifier, model.categories or ()
-        model.dropout = nn.Dropout(config.dropout)
-        model.reset_classifier(len(CATEGORIES))
-        if isinstance(old, nn.Linear):
-            rows = [row for row, label in enumerate(CATEGORIES) if label in known]
-            same = [known.index(CATEGORIES[row]) for row in rows]
-            with torch.no_grad():
-                for new, kept in zip(model.classifier.parameters(), old.parameters(), strict=True):
-                    new[rows] = kept[same]
-    model.categories = CATEGORIES
+    """A network for CK+'s seven labels, fresh or from other weights."""
+    model = config.network() if config.init == "scratch" else load_init(config.init)
+    model.dropout = nn.Dropout(config.dropout)
+    change_categories(model, CATEGORIES)
     return model
 
 

@@ -1,4 +1,4 @@
-"""Measures a network on a split of FER2013: accuracies, per class, confusion, calibration.
+"""Measures a network on a split of FER2013 or FER+: accuracies, per class, confusion, calibration.
 
   python tools/evaluate.py --data fer2013.csv --weights fer2013 --out runs/eval
 
@@ -22,7 +22,7 @@ from typing import Any, get_args
 import numpy as np
 import numpy.typing as npt
 import torch
-from _fer2013 import SPLITS, Faces, hold_out, load
+from _fer2013 import FERPLUS_CATEGORIES, SPLITS, Faces, hold_out, load, load_votes, relabel
 from _figures import plot_confusion, plot_reliability
 from scipy.optimize import minimize_scalar
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
@@ -107,15 +107,30 @@ def cross_fitted_ece(logits: Tensor, labels: Tensor) -> float:
     return round(calibration(probabilities.double().numpy(), labels.numpy())[0], 6)
 
 
-def choose(faces: Faces, split: str, holdout: float = 0.0) -> tuple[Faces, npt.NDArray[np.bool_]]:
-    """The images to measure on, and which of them do not occur, byte for byte, in Training."""
+def choose(
+    faces: Faces, split: str, holdout: float = 0.0, votes: Path | None = None
+) -> tuple[Faces, npt.NDArray[np.bool_]]:
+    """The images to measure on, by FER+'s labels where there are ``votes``, and which of them do
+    not occur, byte for byte, in Training."""
+    known = set[bytes]()
     if holdout:  # has no twin in the rest of Training
         part = hold_out(faces.split("Training"), holdout)[1]
-        return part, np.ones(len(part), bool)
-    part = faces.split(split)
-    training = faces.where(faces.splits == SPLITS.index("Training"))
-    known = set(training.hashes()) if split != "Training" else set()
+    else:
+        part = faces.split(split)
+        if split != "Training":
+            known.update(faces.where(faces.splits == SPLITS.index("Training")).hashes())
+    if votes:
+        part, _ = relabel(part, load_votes(votes, part))
     return part, np.array([digest not in known for digest in part.hashes()])
+
+
+def votes_for(model: ImprovedVGG19, votes: Path | None) -> Path | None:
+    """The ``votes`` if they are what ``model`` is measured by; SystemExit if they are missing."""
+    if model.categories != FERPLUS_CATEGORIES:
+        return None
+    if not votes:
+        raise SystemExit("these weights have the classes of FER+: --votes is needed, its votes")
+    return votes
 
 
 def evaluate(
@@ -187,6 +202,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     add = parser.add_argument
     add("--data", type=Path, required=True, help="fer2013.csv or the folder")
+    add("--votes", type=Path, help="FER+'s fer2013new.csv, for weights that have its classes")
     add("--weights", default="fer2013", help="name, folder or Hub id (%(default)s)")
     add("--split", choices=SPLITS, default="PublicTest", help="(%(default)s)")
     help = "not on a split, but on the share of Training that tools/train.py keeps out"
@@ -200,7 +216,8 @@ def main(arguments: list[str] | None = None) -> None:
     if not 0 <= options.holdout < 1:
         parser.error("--holdout is a share, from 0 to 1")
     model = load_pretrained(options.weights, device=options.device)
-    part, fresh = choose(load(options.data), options.split, options.holdout)
+    votes = votes_for(model, options.votes)
+    part, fresh = choose(load(options.data), options.split, options.holdout, votes)
     logits = crop_logits(model, part.images, precision=options.precision)
     split = f"Hold-out {options.holdout:g} of Training" if options.holdout else options.split
     result = {"split": split} | evaluate(part, fresh, model, logits, options.fit_temperature)

@@ -1,14 +1,18 @@
 """Bundles weights: measures them, and writes all that speaks of them.
 
   python tools/release.py runs/mine --name fer2013 --data fer2013.csv   # new weights
-  python tools/release.py                                              # write the documents anew
-  python tools/release.py --check                                      # is anything stale?
+  python tools/release.py runs/plus --name ferplus --data fer2013.csv --votes fer2013new.csv
+  python tools/release.py runs/subject --name ckplus-subject            # folds of CK+
+  python tools/release.py runs/ckplus --name ckplus                     # weights of all its frames
+  python tools/release.py                                               # write the documents anew
+  python tools/release.py --check                                       # is anything stale?
 
-The first takes a run of tools/train.py, or a folder of weights. It fits the temperature on
-PublicTest, scores PrivateTest once where the file has it, copies the weights into
-ferfacenet/weights/NAME with their config and model card, and writes weights/registry.json,
+The first two take a run of tools/train.py, or a folder of weights. They fit the temperature on
+PublicTest, score PrivateTest once where the file has it, copy the weights into
+ferfacenet/weights/NAME with their config and model card, and write weights/registry.json,
 docs/results/NAME, the golden values of the tests, the pictures, and (unless --quick) the figures
-of faces and speed. Then the blocks of README.md and docs/*.md are written from docs/results.
+of faces and speed. Runs of tools/ckplus_kfold.py are taken as they are, folds first. After new
+weights the blocks of README.md and docs/*.md are written from docs/results.
 """
 
 from __future__ import annotations
@@ -34,6 +38,7 @@ from evaluate import (
     crop_logits,
     draw,
     evaluate,
+    votes_for,
     write_json,
 )
 from PIL import Image
@@ -48,9 +53,12 @@ _FITTED = " The temperature was fitted on PublicTest"
 _SCORED = "; PrivateTest was scored once, when they had been chosen."
 
 
-def measure(source: Path, name: str, data: Path, device: str) -> tuple[float, dict[str, float]]:
-    """Write docs/results/NAME; the temperature and the accuracies of config.json."""
+def measure(
+    source: Path, name: str, data: Path, votes: Path | None, device: str, config: WeightsConfig
+) -> WeightsConfig:
+    """Write docs/results/NAME; the config with its temperature and accuracies."""
     model, faces = load_pretrained(source, device=device), load(data)
+    votes = votes_for(model, votes)
     out = _pages.ROOT / "docs" / "results" / name
     metrics: dict[str, float] = {}
     for key, split in _pages.SPLITS.items():
@@ -58,7 +66,7 @@ def measure(source: Path, name: str, data: Path, device: str) -> tuple[float, di
             print(f"{data.name} has no {split}: it is not scored", file=sys.stderr)
             (out / f"{key}.json").unlink(missing_ok=True)  # of other weights
             continue
-        part, fresh = choose(faces, split)
+        part, fresh = choose(faces, split, votes=votes)
         logits = crop_logits(model, part.images, split)
         fit = key == "public"
         result = {"split": split} | evaluate(part, fresh, model, logits, fit)
@@ -70,18 +78,15 @@ def measure(source: Path, name: str, data: Path, device: str) -> tuple[float, di
         metrics |= {f"{split} {tta} accuracy": round(v, 5) for tta, v in result["accuracy"].items()}
         write_json(out / f"{key}.json", result)
         draw(result, part, logits, out)
-    return round(model.temperature.item(), 4), metrics
-
-
-def bundle(source: Path, name: str, temperature: float, metrics: dict[str, float]) -> None:
-    """Put the weights into the package, and into its registry."""
-    home = _pages.ROOT / "ferfacenet" / "weights"
-    config = WeightsConfig.from_json((source / CONFIG_FILE).read_bytes())
     chosen = config.selected_on.partition(_FITTED)[0] + _FITTED
     chosen += _SCORED if any(key.startswith("PrivateTest") for key in metrics) else "."
-    config = dataclasses.replace(
-        config, temperature=temperature, metrics=metrics, selected_on=chosen
-    )
+    temperature = round(model.temperature.item(), 4)
+    return dataclasses.replace(config, temperature=temperature, metrics=metrics, selected_on=chosen)
+
+
+def bundle(source: Path, name: str, config: WeightsConfig) -> None:
+    """Put the weights into the package, and into its registry."""
+    home = _pages.ROOT / "ferfacenet" / "weights"
     (home / name).mkdir(parents=True, exist_ok=True)
     if source.resolve() != (home / name).resolve():
         shutil.copyfile(source / WEIGHTS_FILE, home / name / WEIGHTS_FILE)
@@ -94,15 +99,18 @@ def bundle(source: Path, name: str, temperature: float, metrics: dict[str, float
 
 
 def keep_run(run: Path, name: str) -> None:
-    """Put a run's settings, with files by their names alone, and its history into docs/results."""
+    """Put a run's settings, with files by their names alone, its history and, of folds, their
+    result into docs/results."""
     out = _pages.ROOT / "docs" / "results" / name
     config = json.loads((run / CONFIG_FILE).read_text())
-    for key in {"data", "votes"} & config.keys():
+    for key in {"data", "votes", "result"} & config.keys():
         config[key] = Path(config[key]).name
     for key in {"init", "teachers"} & config.keys():
         config[key] = ",".join(name_of(weights) for weights in config[key].split(",") if weights)
     write_json(out / CONFIG_FILE, config)
-    shutil.copyfile(run / "metrics.jsonl", out / "metrics.jsonl")
+    for file in ("metrics.jsonl", "result.json"):
+        if (run / file).is_file():
+            shutil.copyfile(run / file, out / file)
 
 
 def registry_entry(folder: Path) -> dict[str, Any]:
@@ -156,6 +164,34 @@ def find_stale() -> list[str]:
     return stale
 
 
+def call(*command: str) -> None:
+    subprocess.run([sys.executable, *command], check=True)
+
+
+def take(run: Path, options: argparse.Namespace) -> None:
+    """Bundle the weights of a run, or of a folder, as the ``options`` say."""
+    inner, tools = run / "weights", Path(__file__).parent
+    source = inner if inner.is_dir() else run
+    if not (source / WEIGHTS_FILE).is_file():
+        raise SystemExit(f"{run} holds no weights: no {source / WEIGHTS_FILE}")
+    config = WeightsConfig.from_json((source / CONFIG_FILE).read_bytes())
+    if _pages.dataset_of(config) != "CK+":
+        if not options.data:
+            raise SystemExit("--data is needed: fer2013.csv or the folder")
+        config = measure(source, options.name, options.data, options.votes, options.device, config)
+    bundle(source, options.name, config)
+    if source == inner:
+        keep_run(run, options.name)
+    if options.name == "fer2013":
+        photo = _pages.ROOT / "docs" / "images" / "astronaut.jpg"
+        plot = photo.with_name("astronaut-plot.png")
+        cli.main([str(photo), "--plot", str(plot)])
+    if not options.quick:
+        if options.name == "fer2013":
+            call(str(tools / "evaluate_faces.py"), "--data", str(options.data.resolve()))
+        call(str(tools / "benchmark.py"))
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -164,6 +200,7 @@ def main(arguments: list[str] | None = None) -> None:
     add("run", type=Path, nargs="?", metavar="RUN", help="run of tools/train.py, or weights folder")
     add("--name", help="the name to bundle them by")
     add("--data", type=Path, help="fer2013.csv or the folder")
+    add("--votes", type=Path, help="FER+'s fer2013new.csv, for weights that have its classes")
     add("--device", default="cpu", help="(%(default)s)")
     add("--quick", action="store_true", help="leave the figures of faces and speed as they are")
     add("--check", action="store_true", help="write nothing; exit 1 if anything is stale")
@@ -171,26 +208,13 @@ def main(arguments: list[str] | None = None) -> None:
     if options.check:
         stale = find_stale()
         sys.exit("".join(f"stale: {path}\n" for path in stale) if stale else 0)
+    if options.run and not options.name:
+        parser.error("RUN needs --name")
+    if options.run and (options.run / "result.json").is_file():
+        keep_run(options.run, options.name)
+        return  # the card of the old weights would not agree with it
     if options.run:
-        if not options.name or not options.data:
-            parser.error("RUN needs --name and --data")
-        inner = options.run / "weights"
-        source = inner if inner.is_dir() else options.run
-        if not (source / CONFIG_FILE).is_file():
-            parser.error(f"{options.run} holds no weights: no {source / CONFIG_FILE}")
-        temperature, metrics = measure(source, options.name, options.data, options.device)
-        bundle(source, options.name, temperature, metrics)
-        if source == inner:
-            keep_run(options.run, options.name)
-        if options.name == "fer2013":
-            photo = _pages.ROOT / "docs" / "images" / "astronaut.jpg"
-            plot = photo.with_name("astronaut-plot.png")
-            cli.main([str(photo), "--plot", str(plot)])
-        if not options.quick:
-            tools = Path(__file__).parent
-            if options.name == "fer2013":
-                run(str(tools / "evaluate_faces.py"), "--data", str(options.data.resolve()))
-            run(str(tools / "benchmark.py"))
+        take(options.run, options)
     values, path = {}, _pages.ROOT / "tests" / "golden.json"
     known = json.loads(path.read_text()) if path.is_file() else {}
     for name in _pages.read_configs():  # what still holds is kept: the last digit is the machine's
@@ -200,10 +224,6 @@ def main(arguments: list[str] | None = None) -> None:
         if not path.exists() or path.read_bytes() != data:
             write_atomically(path, data)
             print(f"wrote {path}")
-
-
-def run(*command: str) -> None:
-    subprocess.run([sys.executable, *command], check=True)
 
 
 if __name__ == "__main__":

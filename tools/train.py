@@ -30,9 +30,9 @@ import torch
 import torch.distributed as dist
 from _augment import NUMBERS, augment
 from _checkpoint import load_checkpoint, save_checkpoint, save_config, stoppable, uninterrupted
-from _fer2013 import Faces, hold_out, load, load_votes, vote_odds
+from _fer2013 import FERPLUS_CATEGORIES, Faces, hold_out, load, load_votes, relabel, vote_odds
 from _figures import plot_curves
-from _networks import plain_vgg19
+from _networks import change_categories, plain_vgg19
 from _settings import Settings, load_init, name_of, parse_run
 from _thin import FACES, thin
 from _trainer import Trainer, accuracy, progress
@@ -49,7 +49,8 @@ class Config(Settings):
     """Every setting of a run."""
 
     data: str = ""  # fer2013.csv (or .gz, .xz, .zip, or the Kaggle folder)
-    votes: str = ""  # FER+'s fer2013new.csv, for votes_weight and votes_correction
+    votes: str = ""  # FER+'s fer2013new.csv, for the labels, votes_weight and votes_correction
+    labels: Literal["fer2013", "ferplus"] = "fer2013"  # ferplus: each image's votes, 8 classes
     votes_weight: float = 0.0  # weight of an auxiliary head's loss on the FER+ votes
     teachers: str = ""  # weights, as a,b, whose mean probabilities are learned besides the labels
     teacher_weight: float = 0.5  # their share; the labels have the rest
@@ -78,14 +79,19 @@ _RELEASE: dict[str, Any] = {
     "crop": False, "rotate": 12.0, "scale": 0.12, "shift": 0.08, "brightness": 0.1,
     "contrast": 0.2, "erase": 0.3,
 }  # fmt: skip
+_SMALL = _RELEASE | {
+    "width": 0.375, "init": "fer2013", "teachers": "fer2013", "teacher_weight": 0.9,
+    "consistent": True, "rounds": 5, "votes_correction": 0.1, "votes_weight": 0.2,
+    "label_smoothing": 0.0, "dropout": 0.0, "shift": 0.06, "erase": 0.1, "calm": 0.12,
+    "epochs": 26, "batch_size": 128, "lr": 0.01, "warmup": 0.05, "ema": 0.998,
+}  # fmt: skip
 RECIPES: dict[str, dict[str, Any]] = {
     "paper": {},
     "release": _RELEASE,
-    "small": _RELEASE | {
-        "width": 0.375, "init": "fer2013", "teachers": "fer2013", "teacher_weight": 0.9,
-        "consistent": True, "rounds": 5, "votes_correction": 0.1, "votes_weight": 0.2,
-        "label_smoothing": 0.0, "dropout": 0.0, "shift": 0.06, "erase": 0.1, "calm": 0.12,
-        "epochs": 26, "batch_size": 128, "lr": 0.01, "warmup": 0.05, "ema": 0.998,
+    "small": _SMALL,
+    "ferplus": _SMALL | {
+        "labels": "ferplus", "init": "fer2013-small", "teachers": "", "teacher_weight": 0.7,
+        "consistent": False, "rounds": 0, "votes_correction": 0.0, "votes_weight": 0.0,
     },
 }  # fmt: skip
 
@@ -98,7 +104,8 @@ def parse(arguments: list[str] | None = None) -> tuple[Config, Path]:
         # The length may change with the time that there is; metrics.jsonl says from when.
         changeable=("epochs", "sizes"),
     )  # fmt: skip
-    if (config.votes_weight or config.votes_correction) and not config.votes:
+    by_votes = config.labels == "ferplus" or config.votes_weight or config.votes_correction
+    if by_votes and not config.votes:
         raise SystemExit("--votes is needed: FER+'s fer2013new.csv (or --votes-weight 0)")
     if (config.consistent or config.votes_correction) and not config.teachers:
         raise SystemExit("--consistent and --votes-correction are about --teachers: name some")
@@ -109,13 +116,13 @@ def parse(arguments: list[str] | None = None) -> tuple[Config, Path]:
 
 def build(config: Config) -> ImprovedVGG19:
     """A freshly initialised network."""
-    if config.arch == "vgg19":
-        return plain_vgg19()
-    model = config.network()
+    model = plain_vgg19() if config.arch == "vgg19" else config.network()
     if not config.batch_norm:
         for index, layer in enumerate(model.features):
             if isinstance(layer, nn.BatchNorm2d):
                 model.features[index] = nn.Identity()
+    if config.labels == "ferplus":
+        change_categories(model, FERPLUS_CATEGORIES)
     return model
 
 
@@ -124,8 +131,10 @@ def start_from(config: Config, network: ImprovedVGG19, images: Tensor) -> None:
     training images (N, 48, 48) uint8."""
     name, weights = config.init, load_init(config.init)
     weights.temperature.fill_(1)  # which was fitted to them as they are
+    if network.categories and network.categories != weights.categories:
+        change_categories(weights, network.categories)
     alike = network.state_dict().keys() == weights.state_dict().keys()
-    if alike and network.width < weights.width and network.num_classes == weights.num_classes:
+    if alike and network.width < weights.width:
         generator = torch.Generator().manual_seed(config.seed)
         some = images[torch.randperm(len(images), generator=generator)[:FACES]]
         numbers = torch.rand(len(some), NUMBERS, generator=generator)
@@ -138,29 +147,29 @@ def start_from(config: Config, network: ImprovedVGG19, images: Tensor) -> None:
         raise SystemExit(f"--init {name}: other layers; {remedy}.\n{error}") from error
 
 
-def load_teachers(names: str, device: torch.device) -> list[ImprovedVGG19]:
+def load_teachers(config: Config, device: torch.device) -> list[ImprovedVGG19]:
+    names = config.teachers
     models = [load_init(name, "--teachers").to(device) for name in names.split(",")]
-    if any(model.categories != FER2013_CATEGORIES for model in models):
-        raise SystemExit(f"--teachers {names}: not all have the categories of FER2013")
+    categories = FERPLUS_CATEGORIES if config.labels == "ferplus" else FER2013_CATEGORIES
+    if any(model.categories != categories for model in models):
+        raise SystemExit(f"--teachers {names}: not all have the categories {', '.join(categories)}")
     return models
 
 
-def taught(names: str, faces: Faces, device: torch.device) -> Tensor:
+def taught(config: Config, faces: Faces, device: torch.device) -> Tensor:
     """The mean of what the networks say of each face and its mirror: (N, C) float32."""
-    models = load_teachers(names, device)
+    models = load_teachers(config, device)
     answers = [predict(model, faces.images, "flip", "asking teachers") for model in models]
     return torch.stack(answers).mean(0).to(device)
 
 
-def consistent_teacher(
-    names: str, device: torch.device, compiled: bool = False
-) -> Callable[[Tensor], Tensor]:
+def consistent_teacher(config: Config, device: torch.device) -> Callable[[Tensor], Tensor]:
     """What the networks say of a batch, on average, as a function: (N, 1, S, S) to (N, C) float32.
 
     A teacher that sees the very batch, cut and turned as it is, teaches more than one that saw each
     face once (Beyer et al., "Knowledge distillation: A good teacher is patient and consistent").
     """
-    models = load_teachers(names, device)
+    models, compiled = load_teachers(config, device), config.compile
     for model in models if compiled else ():
         model.compile()
     pairs = [(None if compiled else fast_forward(model, "auto"), model) for model in models]
@@ -197,7 +206,9 @@ def trained_on(config: Config, images: int, held: int) -> str:
         text += f", from the weights {name_of(config.init)}"
     if config.teachers:
         text += ", taught by " + " and ".join(map(name_of, config.teachers.split(",")))
-    if config.votes_weight or config.votes_correction:
+    if config.labels == "ferplus":
+        text += ", labelled by the votes of FER+"
+    elif config.votes_weight or config.votes_correction:
         text += "; the FER+ votes on the same images were used in training"
     return text + "."
 
@@ -227,32 +238,35 @@ def to_device(faces: Faces, device: torch.device) -> tuple[Tensor, Tensor]:
 
 
 def make_trainer(
-    config: Config, training: Faces, device: torch.device, resumed: bool,
+    config: Config, training: Faces, shares: Tensor | None, device: torch.device, resumed: bool,
     answers: dict[float, Tensor] | None = None,
 ) -> Trainer:  # fmt: skip
-    """The trainer of ``training``; of a run that is resumed, without what its checkpoint holds."""
-    votes = odds = None
-    teacher: Tensor | Callable[[Tensor], Tensor] | None = None
-    if config.votes_weight or config.votes_correction:
-        counts = load_votes(config.votes, training)
-        # A row of zeros weighs nothing in a cross-entropy.
-        shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-        votes = torch.tensor(shares, device=device) if config.votes_weight else None
-        if config.votes_correction:
-            odds = torch.tensor(vote_odds(counts, training.labels, 7), device=device)
-            odds *= config.votes_correction
+    """The trainer of ``training`` and the ``shares`` of votes that are learned in place of its
+    labels, if any; of a run that is resumed, without what its checkpoint holds."""
     torch.manual_seed(config.seed)
     network = build(config)
     if config.init and not resumed:
         start_from(config, network, torch.from_numpy(training.images))
+    votes = odds = None
+    teacher: Tensor | Callable[[Tensor], Tensor] | None = None
+    if config.votes_weight or config.votes_correction:
+        counts = load_votes(config.votes, training)
+        if config.votes_weight:
+            # A row of zeros weighs nothing in a cross-entropy.
+            parts = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+            votes = torch.tensor(parts, device=device)
+        if config.votes_correction:
+            found = vote_odds(counts, training.labels, network.num_classes)
+            odds = torch.tensor(found * config.votes_correction, device=device)
     if config.teachers and config.consistent:
-        teacher = consistent_teacher(config.teachers, device, config.compile)
+        teacher = consistent_teacher(config, device)
         if config.rounds:
             teacher = remembering(teacher, {} if answers is None else answers)
     elif config.teachers and not resumed:
-        teacher = taught(config.teachers, training, device)
+        teacher = taught(config, training, device)
     return Trainer(
         network, config, *to_device(training, device),
+        shares=None if shares is None else shares.to(device),
         votes=votes, votes_weight=config.votes_weight,
         teacher=teacher, teacher_weight=config.teacher_weight, odds=odds,
     )  # fmt: skip
@@ -308,12 +322,18 @@ def main(arguments: list[str] | None = None, answers: dict[float, Tensor] | None
     tests = {"public_accuracy": faces.split("PublicTest")}
     if config.holdout:
         tests["holdout_accuracy"] = held
+    shares = None
+    if config.labels == "ferplus":
+        for key, part in tests.items():
+            tests[key], _ = relabel(part, load_votes(config.votes, part))
+        training, given = relabel(training, load_votes(config.votes, training), least=0)
+        shares = torch.from_numpy(given)
 
     tensors, state = load_checkpoint(out, fingerprint, config.data)
     state = state or {"fingerprint": fingerprint, "history": []}
     if config.minutes and not state["history"]:
         config = dataclasses.replace(config, epochs=100)  # until the first are measured
-    trainer = make_trainer(config, training, device, bool(tensors), answers)
+    trainer = make_trainer(config, training, shares, device, bool(tensors), answers)
     if tensors:
         trainer.load(tensors)
     if trainer.rank == 0:
