@@ -206,8 +206,8 @@ def tables() -> str:
         ),
         table(
             ("Table IV, CK+, %", "ten folds"), *TABLE_IV.items(),
-            ("ours, over frames, from weights of faces, pooled", folds["ckplus-random"]),
-            ("ours, over persons, from weights of faces, pooled", folds["ckplus-subject"]),
+            ("ours, over frames, from `ferplus`, pooled", folds["ckplus-random"]),
+            ("ours, over persons, from `ferplus`, pooled", folds["ckplus-subject"]),
         ),
     ))  # fmt: skip
 
