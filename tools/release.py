@@ -108,9 +108,9 @@ def keep_run(run: Path, name: str) -> None:
     for key in {"init", "teachers"} & config.keys():
         config[key] = ",".join(name_of(weights) for weights in config[key].split(",") if weights)
     write_json(out / CONFIG_FILE, config)
-    for file in ("metrics.jsonl", "result.json"):
-        if (run / file).is_file():
-            shutil.copyfile(run / file, out / file)
+    shutil.copyfile(run / "metrics.jsonl", out / "metrics.jsonl")
+    if (run / "result.json").is_file():
+        shutil.copyfile(run / "result.json", out / "result.json")
 
 
 def registry_entry(folder: Path) -> dict[str, Any]:
@@ -168,16 +168,17 @@ def call(*command: str) -> None:
     subprocess.run([sys.executable, *command], check=True)
 
 
-def take(run: Path, options: argparse.Namespace) -> None:
+def take(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     """Bundle the weights of a run, or of a folder, as the ``options`` say."""
-    inner, tools = run / "weights", Path(__file__).parent
+    run, tools = options.run, Path(__file__).parent
+    inner = run / "weights"
     source = inner if inner.is_dir() else run
     if not (source / WEIGHTS_FILE).is_file():
-        raise SystemExit(f"{run} holds no weights: no {source / WEIGHTS_FILE}")
+        parser.error(f"{run} holds no weights: no {source / WEIGHTS_FILE}")
     config = WeightsConfig.from_json((source / CONFIG_FILE).read_bytes())
     if _pages.dataset_of(config) != "CK+":
         if not options.data:
-            raise SystemExit("--data is needed: fer2013.csv or the folder")
+            parser.error("RUN needs --data: fer2013.csv or the folder")
         config = measure(source, options.name, options.data, options.votes, options.device, config)
     bundle(source, options.name, config)
     if source == inner:
@@ -214,7 +215,7 @@ def main(arguments: list[str] | None = None) -> None:
         keep_run(options.run, options.name)
         return  # the card of the old weights would not agree with it
     if options.run:
-        take(options.run, options)
+        take(options, parser)
     values, path = {}, _pages.ROOT / "tests" / "golden.json"
     known = json.loads(path.read_text()) if path.is_file() else {}
     for name in _pages.read_configs():  # what still holds is kept: the last digit is the machine's

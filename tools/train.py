@@ -64,6 +64,10 @@ class Config(Settings):
     every: int = 1  # epochs from one test and checkpoint to the next; the last is always tested
     minutes: float = 0.0  # as many epochs as fit into this time, whatever --epochs says
 
+    @property
+    def categories(self) -> tuple[str, ...]:
+        return FERPLUS_CATEGORIES if self.labels == "ferplus" else FER2013_CATEGORIES
+
 
 DATASET_LICENSE = (
     "FER2013 was published for the ICML 2013 representation learning challenge, its images found "
@@ -121,8 +125,8 @@ def build(config: Config) -> ImprovedVGG19:
         for index, layer in enumerate(model.features):
             if isinstance(layer, nn.BatchNorm2d):
                 model.features[index] = nn.Identity()
-    if config.labels == "ferplus":
-        change_categories(model, FERPLUS_CATEGORIES)
+    if model.categories != config.categories:
+        change_categories(model, config.categories)
     return model
 
 
@@ -131,8 +135,8 @@ def start_from(config: Config, network: ImprovedVGG19, images: Tensor) -> None:
     training images (N, 48, 48) uint8."""
     name, weights = config.init, load_init(config.init)
     weights.temperature.fill_(1)  # which was fitted to them as they are
-    if network.categories and network.categories != weights.categories:
-        change_categories(weights, network.categories)
+    if weights.categories != config.categories:
+        change_categories(weights, config.categories)
     alike = network.state_dict().keys() == weights.state_dict().keys()
     if alike and network.width < weights.width:
         generator = torch.Generator().manual_seed(config.seed)
@@ -150,9 +154,9 @@ def start_from(config: Config, network: ImprovedVGG19, images: Tensor) -> None:
 def load_teachers(config: Config, device: torch.device) -> list[ImprovedVGG19]:
     names = config.teachers
     models = [load_init(name, "--teachers").to(device) for name in names.split(",")]
-    categories = FERPLUS_CATEGORIES if config.labels == "ferplus" else FER2013_CATEGORIES
-    if any(model.categories != categories for model in models):
-        raise SystemExit(f"--teachers {names}: not all have the categories {', '.join(categories)}")
+    if any(model.categories != config.categories for model in models):
+        known = ", ".join(config.categories)
+        raise SystemExit(f"--teachers {names}: not all have the categories {known}")
     return models
 
 
