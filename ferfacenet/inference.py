@@ -278,9 +278,9 @@ def _is_one(images: Any) -> bool:
     return not (hasattr(images, "__iter__") or hasattr(images, "__getitem__"))
 
 
-# By a model's id: how many calls need it in eval mode, and the modes to return to. Threads share
-# an entry, so that the first to finish does not put the model back into train mode under others.
-_evaluated: dict[int, tuple[int, list[tuple[nn.Module, bool]]]] = {}
+# By a model's id: how many calls need it in eval mode, and its modules that were in training.
+# Threads share an entry, so that the first to finish does not put them back under the others.
+_evaluated: dict[int, tuple[int, list[nn.Module]]] = {}
 _evaluated_lock = threading.Lock()
 
 
@@ -288,17 +288,17 @@ _evaluated_lock = threading.Lock()
 def _evaluating(model: nn.Module) -> Iterator[None]:
     """Hold the model in eval mode; then put every submodule back into the mode it had."""
     with _evaluated_lock:
-        count, modes = _evaluated.get(id(model)) or (0, [(m, m.training) for m in model.modules()])
-        if not count and any(training for _, training in modes):
+        count, trained = _evaluated.get(id(model), (0, [m for m in model.modules() if m.training]))
+        if not count and trained:
             model.eval()
-        _evaluated[id(model)] = (count + 1, modes)
+        _evaluated[id(model)] = (count + 1, trained)
     try:
         yield
     finally:
         with _evaluated_lock:
-            count, modes = _evaluated.pop(id(model))
+            count, trained = _evaluated.pop(id(model))
             if count > 1:
-                _evaluated[id(model)] = (count - 1, modes)
+                _evaluated[id(model)] = (count - 1, trained)
             else:
-                for module, training in modes:
-                    module.training = training
+                for module in trained:
+                    module.training = True
