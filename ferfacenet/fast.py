@@ -57,11 +57,9 @@ def fast_forward(model: nn.Module, precision: Precision) -> Callable[[Tensor], T
         or a hook), in training mode, made in inference mode, not on a CPU or CUDA device, or in
         float64 under ``"auto"``.
     """
-    if type(model) is not ImprovedVGG19:
+    if type(model) is not ImprovedVGG19 or not _is_as_built(model):
         return None
-    tensors = list(model.features.state_dict(keep_vars=True).values())
-    if not _is_as_built(model, len(tensors)):
-        return None
+    tensors = [*model.features.parameters(), *model.features.buffers()]
     device, stored = tensors[0].device, tensors[0].dtype
     if device.type not in ("cpu", "cuda") or (precision == "auto" and stored == torch.float64):
         return None
@@ -103,23 +101,25 @@ def prefers_bfloat16(device: torch.device) -> bool:
 _KINDS = {nn.Conv2d: "C", nn.BatchNorm2d: "B", nn.ReLU: "R", nn.MaxPool2d: "P", nn.AvgPool2d: "P"}
 
 
-def _is_as_built(model: ImprovedVGG19, tensors: int) -> bool:
-    """Whether the layers are the constructor's, which have so many ``tensors``, and calling one
-    does what its class does in eval mode and nothing else."""
+def _is_as_built(model: ImprovedVGG19) -> bool:
+    """Whether the layers are the constructor's, and calling one does what its class does in eval
+    mode and nothing else."""
     everywhere, features = torch.nn.modules.module, model.features
     if everywhere._global_forward_hooks or everywhere._global_forward_pre_hooks:
         return False
     for m in model.modules():
         if m.training or m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m):
             return False
+        if isinstance(m, (nn.Conv2d, nn.BatchNorm2d, nn.Linear)) and m.bias is None:
+            return False
+        if isinstance(m, nn.BatchNorm2d) and m.running_mean is None:
+            return False
         if type(m) is nn.Conv2d:
             settings = (m.kernel_size, m.stride, m.padding, m.dilation, m.groups, m.padding_mode)
             if settings != ((3, 3), (1, 1), (1, 1), (1, 1), 1, "zeros"):
                 return False
     kinds = "".join(_KINDS.get(type(m), "-") for m in features.children())
-    if type(features) is not nn.Sequential or not re.fullmatch("((CBR)+P)+", kinds):
-        return False
-    return tensors == 7 * kinds.count("C")  # a convolution's two and its BatchNorm's five
+    return type(features) is nn.Sequential and bool(re.fullmatch("((CBR)+P)+", kinds))
 
 
 def _run(features: nn.Sequential, x: Tensor, layouts: _Layouts) -> Tensor:
