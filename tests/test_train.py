@@ -67,7 +67,7 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def a_trainer(
     tiny: Path, teacher: Any = None, odds: Any = None, weight: float = 0.9, flip: bool = False,
-    **given: Any,
+    embeddings: int = 0, embedding_weight: float = 1.0, **given: Any,
 ) -> _trainer.Trainer:  # fmt: skip
     images, labels = train.to_device(train.load(tiny).split("Training"), torch.device("cpu"))
     settings = Settings(**{"epochs": 1, "batch_size": 7, "sizes": "32", "device": "cpu"} | given)
@@ -75,6 +75,7 @@ def a_trainer(
     return _trainer.Trainer(
         ImprovedVGG19(width=0.125), settings, images, labels.flip(0) if flip else labels,
         teacher=teacher, teacher_weight=weight, odds=odds,
+        embeddings=embeddings, embedding_weight=embedding_weight,
     )  # fmt: skip
 
 
@@ -131,6 +132,7 @@ def test_wrong_arguments_are_named(whole: Path, tiny: Path, tmp_path: Path) -> N
         (new, "--votes is needed"),
         ([*new, *TINY, "--labels", "ferplus"], "--votes is needed"),
         ([*new, *TINY, "--consistent"], "--consistent"),
+        ([*new, *TINY, "--embedding-weight", "1"], "--embedding-weight"),
         ([*new, *TINY, "--every", "0"], "--every"),
         ([*new, *TINY, "--batch-size", "64"], "--batch-size 64"),
         ([*new, *TINY, "--freeze", "6"], "--freeze 6"),
@@ -288,11 +290,11 @@ def test_a_thinner_run_begins_with_what_the_weights_know(tiny: Path, tmp_path: P
 def test_batches_that_come_round_are_asked_about_once(tiny: Path) -> None:
     asked = list[torch.Tensor]()
 
-    def teacher(x: torch.Tensor) -> torch.Tensor:
+    def teacher(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         asked.append(x)
-        return x.flatten(1)[:, :7].softmax(1)
+        return x.flatten(1)[:, :7].softmax(1), x.flatten(1)
 
-    answers: dict[float, torch.Tensor] = {}
+    answers: train.Answers = {}
     for _ in range(2):  # two runs that share them
         ask = train.remembering(teacher, answers)
         trainer = a_trainer(tiny, ask, rounds=2, epochs=5, rotate=20.0, crop=False)
@@ -325,9 +327,9 @@ def test_teachers_are_learned_from_and_asked_once(
 def test_consistent_teachers_are_asked_about_each_batch(teacher: Path, tiny: Path) -> None:
     names, seen = ("fer2013-small", str(teacher)), list[torch.Tensor]()
     config = train.Config(teachers=",".join(names))
-    asked = train.consistent_teacher(config, torch.device("cpu"))
+    asked, size = train.consistent_teacher(config, torch.device("cpu"))
 
-    def ask(x: torch.Tensor) -> torch.Tensor:
+    def ask(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         seen.append(x.clone())
         return asked(x)
 
@@ -338,20 +340,44 @@ def test_consistent_teachers_are_asked_about_each_batch(teacher: Path, tiny: Pat
     )
     assert one == other != labels
     assert [x.shape for x in seen] == 9 * [(7, 1, 32, 32)]
+    teachers, (answers, embeddings) = [load_pretrained(name) for name in names], asked(seen[0])
     with torch.no_grad():
-        expected = torch.stack([load_pretrained(name)(seen[0]).softmax(1) for name in names])
-    torch.testing.assert_close(asked(seen[0]), expected.mean(0), atol=1e-4, rtol=0)
+        expected = torch.stack([model(seen[0]).softmax(1) for model in teachers])
+        maps = [model.forward_features(seen[0]) for model in teachers]
+        parts = [m.forward_head(x, pre_logits=True) for m, x in zip(teachers, maps, strict=True)]
+    torch.testing.assert_close(answers, expected.mean(0), atol=1e-4, rtol=0)
+    torch.testing.assert_close(embeddings, torch.cat(parts, 1), atol=1e-4, rtol=0)
+    assert embeddings.shape == (7, size)
+
+
+def test_a_teachers_embedding_is_learned_too(tiny: Path) -> None:
+    def ask(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.full((len(x), 7), 1 / 7), 10 * F.adaptive_avg_pool2d(x, (8, 1)).flatten(1)
+
+    losses, given = [], {"lr": 0.02, "epochs": 20, "clip_value": 0.0, "crop": False}
+    for weight in (0.0, 1.0):
+        trainer = a_trainer(tiny, ask, embeddings=8, embedding_weight=weight, **given)
+        lines = [trainer.train_epoch(epoch, tqdm(disable=True)) for epoch in range(20)]
+        losses.append([line["loss"] for line in lines])
+    missed = [both - answers for answers, both in zip(*losses, strict=True)]
+    assert missed[0] > 1 > 0.5 > missed[-1]
+    wanted = torch.randn(50, 3)
+    assert _trainer.unexplained(wanted, wanted) == 0
+    mean = wanted.mean(0).expand(50, 3)
+    torch.testing.assert_close(_trainer.unexplained(mean, wanted), torch.tensor(1.0))
 
 
 def test_an_epoch_made_at_once_is_the_same(tiny: Path) -> None:
     found, asked = [], []
 
-    def teacher(x: torch.Tensor) -> torch.Tensor:
+    def teacher(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         asked.append(len(x))
-        return x.flatten(1)[:, :7].softmax(1)
+        return x.flatten(1)[:, :7].softmax(1), x.flatten(1)[:, :5]
 
     for ahead in (False, True):
-        trainer = a_trainer(tiny, teacher, mixup=0.5, crop=False, rotate=20.0, erase=0.5)
+        trainer = a_trainer(
+            tiny, teacher, mixup=0.5, crop=False, rotate=20.0, erase=0.5, embeddings=5
+        )
         trainer.ahead = ahead
         found.append((an_epoch(trainer)["loss"], trainer.network.classifier.weight))
     assert asked == [7, 7, 7, 21]
@@ -368,7 +394,7 @@ def test_a_teachers_answer_is_corrected_by_the_votes_and_then_mixed(tiny: Path) 
 
     given = torch.randn(21, 7, generator=torch.Generator().manual_seed(3))
     answer = torch.full((7,), 1 / 7)
-    trainer = a_trainer(tiny, lambda x: answer.expand(len(x), 7), given)
+    trainer = a_trainer(tiny, lambda x: (answer.expand(len(x), 7), x.flatten(1)), given)
     picked, kept = torch.arange(14).view(2, 7), torch.tensor([0.75, 1.0])
     batches = trainer.make(picked, torch.rand(21, NUMBERS), kept, Augmentation(), 44)
     target = 0.1 * F.one_hot(trainer.labels, 7) + 0.9 * given.softmax(1)

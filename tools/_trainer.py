@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from operator import itemgetter
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 import torch.distributed as dist
@@ -26,21 +26,28 @@ from ferfacenet import ImprovedVGG19
 from ferfacenet.fast import prefers_bfloat16
 from ferfacenet.transforms import CROP, views
 
+#: What networks say of a batch as it is augmented, (B, 1, S, S): the mean of their probabilities,
+#: (B, C), and their embeddings, one beside the other, (B, D), both float32.
+Teacher: TypeAlias = Callable[[Tensor], tuple[Tensor, Tensor]]
+
 
 class Trainee(nn.Module):
-    """The network with, in training only, a second head that predicts the FER+ votes."""
+    """The network with, in training only, a head that predicts the FER+ votes and one that predicts
+    its teachers' embeddings, of so many numbers."""
 
-    def __init__(self, network: ImprovedVGG19, votes: bool) -> None:
+    def __init__(self, network: ImprovedVGG19, votes: bool, embeddings: int) -> None:
         super().__init__()
         self.network = network
-        self.votes = nn.Linear(network.num_features, len(VOTES)) if votes else None
+        width = network.num_features
+        self.votes = nn.Linear(width, len(VOTES)) if votes else None
+        self.embeddings = nn.Linear(width, embeddings) if embeddings else None
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
         features = self.network.forward_features(x)
         logits = self.network.forward_head(features)
-        if self.votes is None:
-            return logits, None
-        return logits, self.votes(self.network.forward_head(features, pre_logits=True))
+        own = self.network.forward_head(features, pre_logits=True)
+        votes = self.votes(own) if self.votes is not None else None
+        return logits, votes, self.embeddings(own) if self.embeddings is not None else None
 
 
 def soft_loss(logits: Tensor, targets: Tensor, kind: str) -> Tensor:
@@ -53,6 +60,11 @@ def soft_loss(logits: Tensor, targets: Tensor, kind: str) -> Tensor:
     own = torch.eye(logits.shape[1], dtype=torch.bool, device=logits.device)
     others = log_h[:, None].expand(-1, len(own), -1).masked_fill(own, -torch.inf).logsumexp(2)
     return -(targets * log_h + (1 - targets) * others).mean()
+
+
+def unexplained(found: Tensor, wanted: Tensor) -> Tensor:
+    """The mean square error of (N, D) numbers as a share of the variance of those wanted."""
+    return F.mse_loss(found, wanted) / wanted.var(0, correction=0).mean()
 
 
 @torch.no_grad()
@@ -106,6 +118,7 @@ class Batches(NamedTuple):
     targets: Tensor  # (S, B, C) float32
     labels: Tensor  # (S, B) int64
     votes: Tensor  # (S, B, len(VOTES), or 0 without votes) float32
+    embeddings: Tensor  # (S, B, D, or 0 without a Teacher) float32
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Batches:
         return Batches(*map(change, self))
@@ -119,22 +132,25 @@ class Trainer:
     int64, ``shares`` (N, C) float32, which are learned in place of the labels if there are any,
     ``votes`` (N, len(VOTES)) float32. ``teacher`` are probabilities that are learned with
     the share ``teacher_weight``, the labels with the rest: those of the images, (N, C) float32, or
-    a function that is asked about each batch as it is augmented, (B, 1, S, S) to (B, C) float32.
-    What it says of an image is ``corrected`` by the image's ``odds`` (N, C), if there are any,
-    before images are mixed. Where torch.distributed is initialised, its processes share a batch.
+    a ``Teacher`` that is asked about each batch as it is augmented. What it says of an image is
+    ``corrected`` by the image's ``odds`` (N, C), if there are any, before images are mixed. Its
+    embeddings, of ``embeddings`` numbers, are predicted by a linear head from the network's own,
+    if ``embedding_weight`` is the weight of that. Where torch.distributed is initialised, its
+    processes share a batch.
     """
 
     def __init__(
         self, network: ImprovedVGG19, settings: Settings, images: Tensor, labels: Tensor, *,
         shares: Tensor | None = None, votes: Tensor | None = None, votes_weight: float = 0.0,
-        teacher: Tensor | Callable[[Tensor], Tensor] | None = None, teacher_weight: float = 0.0,
-        odds: Tensor | None = None,
+        teacher: Tensor | Teacher | None = None, teacher_weight: float = 0.0,
+        odds: Tensor | None = None, embeddings: int = 0, embedding_weight: float = 0.0,
     ) -> None:  # fmt: skip
         self.settings, self.network = settings, network
         self.images, self.labels, self.device = images, labels, images.device
         self.votes = images.new_empty(len(images), 0) if votes is None else votes
         self.votes_weight = votes_weight
         self.teacher, self.teacher_weight, self.odds = None, teacher_weight, odds
+        self.embedding_weight = embedding_weight
         smoothing, classes = settings.label_smoothing, network.num_classes
         known = F.one_hot(labels, classes) if shares is None else shares
         self.targets = known * (1 - smoothing) + smoothing / classes
@@ -155,7 +171,8 @@ class Trainer:
         torch.backends.cudnn.benchmark = True  # all batches have one shape
         narrow = {"on": True, "off": False, "auto": prefers_bfloat16(self.device)}
         self.bf16 = narrow[settings.amp]
-        self.trainee = Trainee(network, votes is not None).to(self.device)
+        embeddings = embeddings if embedding_weight else 0
+        self.trainee = Trainee(network, votes is not None, embeddings).to(self.device)
         self.trainee.to(memory_format=torch.channels_last)
         if not on_gpu:
             keep_memory()
@@ -232,13 +249,14 @@ class Trainer:
         them in the batch, of which the share 1 - ``kept`` (S,) is taken."""
         flat = picked.flatten()
         x = augment(self.images[flat], numbers[flat], how, size)
-        y = self.targets[flat]
+        y, embeddings = self.targets[flat], x.new_empty(len(x), 0)
         if self.teacher is not None:
-            answers = torch.cat([self.teacher(part) for part in x.split(4096)])
+            said = zip(*map(self.teacher, x.split(4096)), strict=True)
+            answers, embeddings = map(torch.cat, said)
             if self.odds is not None:
                 answers = corrected(answers, self.odds[flat])
             y = y.lerp(answers, self.teacher_weight)
-        batches = Batches(x, y, self.labels[flat], self.votes[flat])
+        batches = Batches(x, y, self.labels[flat], self.votes[flat], embeddings)
         batches = batches.map(lambda values: values.unflatten(0, picked.shape))
 
         def mix(values: Tensor) -> Tensor:
@@ -250,10 +268,12 @@ class Trainer:
     def step(self, batch: Batches) -> None:
         settings = self.settings
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            logits, vote_logits = self.model(batch.x)
+            logits, vote_logits, embeddings = self.model(batch.x)
         loss = soft_loss(logits.float(), batch.targets, settings.loss)
         if vote_logits is not None:
             loss = loss + self.votes_weight * F.cross_entropy(vote_logits.float(), batch.votes)
+        if embeddings is not None:
+            loss = loss + self.embedding_weight * unexplained(embeddings.float(), batch.embeddings)
         self.optimizer.zero_grad()
         loss.backward()
         if settings.clip_norm:

@@ -20,10 +20,9 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -35,7 +34,7 @@ from _figures import plot_curves
 from _networks import change_categories, plain_vgg19
 from _settings import Settings, load_init, name_of, parse_run
 from _thin import FACES, thin
-from _trainer import Trainer, accuracy, progress
+from _trainer import Teacher, Trainer, accuracy, progress
 from evaluate import predict
 from torch import Tensor, nn
 
@@ -55,6 +54,7 @@ class Config(Settings):
     teachers: str = ""  # weights, as a,b, whose mean probabilities are learned besides the labels
     teacher_weight: float = 0.5  # their share; the labels have the rest
     consistent: bool = False  # they see each batch as it is augmented, not each face once
+    embedding_weight: float = 0.0  # weight of predicting the consistent teachers' embeddings
     votes_correction: float = 0.0  # how far their answers are corrected by the face's FER+ votes
     arch: Literal["improved", "vgg19"] = "improved"  # vgg19: torchvision's plain VGG19
     batch_norm: bool = True
@@ -83,19 +83,21 @@ _RELEASE: dict[str, Any] = {
     "crop": False, "rotate": 12.0, "scale": 0.12, "shift": 0.08, "brightness": 0.1,
     "contrast": 0.2, "erase": 0.3,
 }  # fmt: skip
-_SMALL = _RELEASE | {
-    "width": 0.375, "init": "fer2013", "teachers": "fer2013", "teacher_weight": 0.9,
-    "consistent": True, "rounds": 5, "votes_correction": 0.1, "votes_weight": 0.2,
-    "label_smoothing": 0.0, "dropout": 0.0, "shift": 0.06, "erase": 0.1, "calm": 0.12,
+_THIN = _RELEASE | {
+    "width": 0.375, "votes_weight": 0.2, "label_smoothing": 0.0, "dropout": 0.0,
+    "shift": 0.06, "erase": 0.1, "calm": 0.12,
     "epochs": 26, "batch_size": 128, "lr": 0.01, "warmup": 0.05, "ema": 0.998,
 }  # fmt: skip
 RECIPES: dict[str, dict[str, Any]] = {
     "paper": {},
     "release": _RELEASE,
-    "small": _SMALL,
-    "ferplus": _SMALL | {
-        "labels": "ferplus", "init": "fer2013-small", "teachers": "", "teacher_weight": 0.7,
-        "consistent": False, "rounds": 0, "votes_correction": 0.0, "votes_weight": 0.0,
+    "small": _THIN | {
+        "init": "fer2013", "teachers": "fer2013", "teacher_weight": 0.9, "consistent": True,
+        "embedding_weight": 30.0, "rounds": 8, "votes_correction": 0.1,
+        "calm": 0.05, "epochs": 60, "lr": 0.02,
+    },
+    "ferplus": _THIN | {
+        "labels": "ferplus", "init": "fer2013-small", "teacher_weight": 0.7, "votes_weight": 0.0,
     },
 }  # fmt: skip
 
@@ -113,6 +115,8 @@ def parse(arguments: list[str] | None = None) -> tuple[Config, Path]:
         raise SystemExit("--votes is needed: FER+'s fer2013new.csv (or --votes-weight 0)")
     if (config.consistent or config.votes_correction) and not config.teachers:
         raise SystemExit("--consistent and --votes-correction are about --teachers: name some")
+    if config.embedding_weight and not config.consistent:
+        raise SystemExit("--embedding-weight is about --consistent teachers (or give 0)")
     if config.every < 1:
         raise SystemExit("--every counts epochs, from 1")
     return config, out
@@ -167,33 +171,39 @@ def taught(config: Config, faces: Faces, device: torch.device) -> Tensor:
     return torch.stack(answers).mean(0).to(device)
 
 
-def consistent_teacher(config: Config, device: torch.device) -> Callable[[Tensor], Tensor]:
-    """What the networks say of a batch, on average, as a function: (N, 1, S, S) to (N, C) float32.
+def consistent_teacher(config: Config, device: torch.device) -> tuple[Teacher, int]:
+    """What the networks say of a batch, and how many numbers their embeddings have.
 
     A teacher that sees the very batch, cut and turned as it is, teaches more than one that saw each
     face once (Beyer et al., "Knowledge distillation: A good teacher is patient and consistent").
     """
     models, compiled = load_teachers(config, device), config.compile
-    for model in models if compiled else ():
-        model.compile()
+    heads = [(model.classifier, model.temperature.clone()) for model in models]
+    for model in models:
+        model.reset_classifier(0)  # it returns its embedding then
+        if compiled:
+            model.compile()
     pairs = [(None if compiled else fast_forward(model, "auto"), model) for model in models]
     bf16 = compiled and prefers_bfloat16(device)
 
     @torch.no_grad()
-    def ask(x: Tensor) -> Tensor:
+    def ask(x: Tensor) -> tuple[Tensor, Tensor]:
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            logits = [(fast or model)(x).float() for fast, model in pairs]
-        return torch.stack(logits).softmax(-1).mean(0)
+            found = [(fast or model)(x).float() for fast, model in pairs]
+        logits = [head(e) / heat for (head, heat), e in zip(heads, found, strict=True)]
+        return torch.stack(logits).softmax(-1).mean(0), torch.cat(found, 1)
 
-    return ask
+    return ask, sum(model.num_features for model in models)
 
 
-def remembering(
-    ask: Callable[[Tensor], Tensor], answers: dict[float, Tensor]
-) -> Callable[[Tensor], Tensor]:
-    """``ask``, but about a batch only if ``answers``, by the sum of its pixels, lacks it."""
+#: What a teacher said of batches, by the sum of their pixels.
+Answers: TypeAlias = dict[float, tuple[Tensor, Tensor]]
 
-    def look_up(x: Tensor) -> Tensor:
+
+def remembering(ask: Teacher, answers: Answers) -> Teacher:
+    """``ask``, but about a batch only if ``answers`` lacks it."""
+
+    def look_up(x: Tensor) -> tuple[Tensor, Tensor]:
         key = float(x.double().sum())
         if key not in answers:
             answers[key] = ask(x)
@@ -243,7 +253,7 @@ def to_device(faces: Faces, device: torch.device) -> tuple[Tensor, Tensor]:
 
 def make_trainer(
     config: Config, training: Faces, shares: Tensor | None, device: torch.device, resumed: bool,
-    answers: dict[float, Tensor] | None = None,
+    answers: Answers | None = None,
 ) -> Trainer:  # fmt: skip
     """The trainer of ``training`` and the ``shares`` of votes that are learned in place of its
     labels, if any; of a run that is resumed, without what its checkpoint holds."""
@@ -252,7 +262,8 @@ def make_trainer(
     if config.init and not resumed:
         start_from(config, network, torch.from_numpy(training.images))
     votes = odds = None
-    teacher: Tensor | Callable[[Tensor], Tensor] | None = None
+    teacher: Tensor | Teacher | None = None
+    embeddings = 0
     if config.votes_weight or config.votes_correction:
         counts = load_votes(config.votes, training)
         if config.votes_weight:
@@ -263,7 +274,7 @@ def make_trainer(
             found = vote_odds(counts, training.labels, network.num_classes)
             odds = torch.tensor(found * config.votes_correction, device=device)
     if config.teachers and config.consistent:
-        teacher = consistent_teacher(config, device)
+        teacher, embeddings = consistent_teacher(config, device)
         if config.rounds:
             teacher = remembering(teacher, {} if answers is None else answers)
     elif config.teachers and not resumed:
@@ -273,6 +284,7 @@ def make_trainer(
         shares=None if shares is None else shares.to(device),
         votes=votes, votes_weight=config.votes_weight,
         teacher=teacher, teacher_weight=config.teacher_weight, odds=odds,
+        embeddings=embeddings, embedding_weight=config.embedding_weight,
     )  # fmt: skip
 
 
@@ -310,7 +322,7 @@ def train(
     return config
 
 
-def main(arguments: list[str] | None = None, answers: dict[float, Tensor] | None = None) -> None:
+def main(arguments: list[str] | None = None, answers: Answers | None = None) -> None:
     config, out = parse(arguments)
     device = config.device_of(int(os.environ.get("LOCAL_RANK", 0)))
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
