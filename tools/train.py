@@ -180,7 +180,7 @@ def consistent_teacher(config: Config, device: torch.device) -> tuple[Teacher, i
     models, compiled = load_teachers(config, device), config.compile
     heads = [(model.classifier, model.temperature.clone()) for model in models]
     for model in models:
-        model.reset_classifier(0)  # it returns its embedding then
+        model.reset_classifier(0)  # it returns its embedding then; the temperature becomes 1
         if compiled:
             model.compile()
     pairs = [(None if compiled else fast_forward(model, "auto"), model) for model in models]
@@ -190,7 +190,7 @@ def consistent_teacher(config: Config, device: torch.device) -> tuple[Teacher, i
     def ask(x: Tensor) -> tuple[Tensor, Tensor]:
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             found = [(fast or model)(x).float() for fast, model in pairs]
-        logits = [head(e) / heat for (head, heat), e in zip(heads, found, strict=True)]
+        logits = [head(e) / t for (head, t), e in zip(heads, found, strict=True)]
         return torch.stack(logits).softmax(-1).mean(0), torch.cat(found, 1)
 
     return ask, sum(model.num_features for model in models)
