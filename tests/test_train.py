@@ -297,7 +297,7 @@ def test_batches_that_come_round_are_asked_about_once(tiny: Path) -> None:
     answers: train.Answers = {}
     for _ in range(2):  # two runs that share them
         ask = train.remembering(teacher, answers)
-        trainer = a_trainer(tiny, ask, rounds=2, epochs=5, rotate=20.0, crop=False)
+        trainer = a_trainer(tiny, ask, rounds=2, epochs=5, mixup=0.5)
         losses = [trainer.train_epoch(epoch, tqdm(disable=True))["loss"] for epoch in range(5)]
         assert len(asked) == 6 and losses[0] != losses[2]
     assert len({float(x.sum()) for x in asked}) == 6
@@ -384,7 +384,7 @@ def test_an_epoch_made_at_once_is_the_same(tiny: Path) -> None:
     torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-5)
 
 
-def test_a_teachers_answer_is_corrected_by_the_votes_and_then_mixed(tiny: Path) -> None:
+def test_a_teachers_answer_about_mixed_images_is_corrected_by_their_votes(tiny: Path) -> None:
     # P(vote | label) counted by hand, one added: label 0 has votes 3 and 1, label 1 has 0 and 2.
     votes = torch.tensor([[3, 1], [0, 2], [0, 0]], dtype=torch.float32).numpy()
     odds = torch.from_numpy(_fer2013.vote_odds(votes, torch.tensor([0, 1, 1]).numpy(), 2))
@@ -393,12 +393,20 @@ def test_a_teachers_answer_is_corrected_by_the_votes_and_then_mixed(tiny: Path) 
     torch.testing.assert_close(odds, expected)
 
     given = torch.randn(21, 7, generator=torch.Generator().manual_seed(3))
-    answer = torch.full((7,), 1 / 7)
-    trainer = a_trainer(tiny, lambda x: (answer.expand(len(x), 7), x.flatten(1)), given)
+    seen, answer = list[torch.Tensor](), torch.full((7,), 1 / 7)
+
+    def ask(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        seen.append(x)
+        return answer.expand(len(x), 7), x.flatten(1)
+
+    trainer = a_trainer(tiny, ask, given)
     picked, kept = torch.arange(14).view(2, 7), torch.tensor([0.75, 1.0])
     batches = trainer.make(picked, torch.rand(21, NUMBERS), kept, Augmentation(), 44)
-    target = 0.1 * F.one_hot(trainer.labels, 7) + 0.9 * given.softmax(1)
-    torch.testing.assert_close(batches.targets[0], 0.75 * target[:7] + 0.25 * target[:7].roll(1, 0))
+    assert torch.equal(seen[0], batches.x.flatten(0, 1))
+    labels = F.one_hot(trainer.labels, 7).float()
+    mixed, odds = (0.75 * v[:7] + 0.25 * v[:7].roll(1, 0) for v in (labels, given))
+    torch.testing.assert_close(batches.targets[0], 0.1 * mixed + 0.9 * odds.softmax(1))
+    target = 0.1 * labels + 0.9 * given.softmax(1)
     torch.testing.assert_close(batches.targets[1], target[7:14])
     assert torch.equal(batches.labels, trainer.labels[picked])
     torch.testing.assert_close(a_trainer(tiny, answer.expand(21, 7), given).targets, target)

@@ -26,7 +26,7 @@ from ferfacenet import ImprovedVGG19
 from ferfacenet.fast import prefers_bfloat16
 from ferfacenet.transforms import CROP, views
 
-#: What networks say of a batch as it is augmented, (B, 1, S, S): the mean of their probabilities,
+#: What networks say of a batch as it is learned, (B, 1, S, S): the mean of their probabilities,
 #: (B, C), and their embeddings, one beside the other, (B, D), both float32.
 Teacher: TypeAlias = Callable[[Tensor], tuple[Tensor, Tensor]]
 
@@ -132,10 +132,10 @@ class Trainer:
     int64, ``shares`` (N, C) float32, which are learned in place of the labels if there are any,
     ``votes`` (N, len(VOTES)) float32. ``teacher`` are probabilities that are learned with
     the share ``teacher_weight``, the labels with the rest: those of the images, (N, C) float32, or
-    a ``Teacher`` that is asked about each batch as it is augmented. What it says of an image is
-    ``corrected`` by the image's ``odds`` (N, C), if there are any, before images are mixed. Its
-    embeddings, of ``embeddings`` numbers, are predicted by a linear head from the network's own,
-    if ``embedding_weight`` is the weight of that. Where torch.distributed is initialised, its
+    a ``Teacher`` that is asked about each batch as it is augmented and mixed. What it says is
+    ``corrected`` by the images' ``odds`` (N, C), if there are any. Its embeddings, of
+    ``embeddings`` numbers, are predicted by a linear head from the network's own, if
+    ``embedding_weight`` is the weight of that. Where torch.distributed is initialised, its
     processes share a batch.
     """
 
@@ -248,22 +248,22 @@ class Trainer:
         """The images ``picked`` (S, B), augmented as ``numbers`` say and mixed with the one before
         them in the batch, of which the share 1 - ``kept`` (S,) is taken."""
         flat = picked.flatten()
-        x = augment(self.images[flat], numbers[flat], how, size)
-        y, embeddings = self.targets[flat], x.new_empty(len(x), 0)
+
+        def mix(values: Tensor) -> Tensor:
+            values = values.unflatten(0, picked.shape)
+            share = kept.view(-1, *[1] * (values.ndim - 1))
+            return (share * values + (1 - share) * values.roll(1, 1)).flatten(0, 1)
+
+        x = mix(augment(self.images[flat], numbers[flat], how, size))
+        y, embeddings = mix(self.targets[flat]), x.new_empty(len(x), 0)
         if self.teacher is not None:
             said = zip(*map(self.teacher, x.split(4096)), strict=True)
             answers, embeddings = map(torch.cat, said)
             if self.odds is not None:
-                answers = corrected(answers, self.odds[flat])
+                answers = corrected(answers, mix(self.odds[flat]))
             y = y.lerp(answers, self.teacher_weight)
-        batches = Batches(x, y, self.labels[flat], self.votes[flat], embeddings)
-        batches = batches.map(lambda values: values.unflatten(0, picked.shape))
-
-        def mix(values: Tensor) -> Tensor:
-            share = kept.view(-1, *[1] * (values.ndim - 1))
-            return share * values + (1 - share) * values.roll(1, 1)
-
-        return batches.map(mix)._replace(labels=batches.labels)
+        batches = Batches(x, y, self.labels[flat], mix(self.votes[flat]), embeddings)
+        return batches.map(lambda values: values.unflatten(0, picked.shape))
 
     def step(self, batch: Batches) -> None:
         settings = self.settings
@@ -291,8 +291,8 @@ class Trainer:
         # All that is random in an epoch follows from the seed and the epoch, so a resumed
         # run needs no generator state, and all processes draw the same numbers.
         base = settings.seed * 1_000_003
-        seed = base + epoch
-        generator = torch.Generator().manual_seed(base + settings.drawn(epoch))
+        seed = base + settings.drawn(epoch)
+        generator = torch.Generator().manual_seed(seed)
         order = torch.randperm(len(self.images), generator=generator).to(self.device)
         numbers = torch.rand(len(self.images), NUMBERS, generator=generator).to(self.device)
         torch.manual_seed(seed * 97 + self.rank)
