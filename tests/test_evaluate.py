@@ -114,13 +114,17 @@ def test_a_hold_out_is_measured_by_itself(tiny_csv: Path, weights: Path) -> None
         run(tiny_csv, weights, "--holdout", "1")
 
 
-def test_decisions_that_differ_between_two_weights_are_counted(
-    tiny_csv: Path, weights: Path, tmp_path: Path
-) -> None:
+def test_two_weights_are_compared(tiny_csv: Path, weights: Path, tmp_path: Path) -> None:
     model = load_pretrained(weights)
-    before = predict_proba(model, list(load(tiny_csv).split("PublicTest").images)).argmax(1)
+    images = list(load(tiny_csv).split("PublicTest").images)
+    said = predict_proba(model, images)
     with torch.no_grad():
-        model.classifier.bias[1] += 100.0
+        model.classifier.bias[1] += 10.0
+    model.temperature.fill_(2.0)
     save_pretrained(model, tmp_path / "other")
+    wanted = predict_proba(model, images)
     result = run(tiny_csv, weights, "--against", str(tmp_path / "other"))
-    assert result["decisions_that_differ"]["flip"] == int((before != 1).sum()) > 0
+    differ = said.argmax(1) != wanted.argmax(1)
+    assert result["decisions_that_differ"]["flip"] == int(differ.sum()) > 0
+    divergence = (wanted * (wanted / said).log()).sum(1).mean()
+    assert result["kl_divergence"] == pytest.approx(float(divergence), abs=1e-4)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import os
 import signal
@@ -326,7 +327,7 @@ def test_teachers_are_learned_from_and_asked_once(
 
 def test_consistent_teachers_are_asked_about_each_batch(teacher: Path, tiny: Path) -> None:
     names, seen = ("fer2013-small", str(teacher)), list[torch.Tensor]()
-    config = train.Config(teachers=",".join(names))
+    config = train.Config(teachers=",".join(names), amp="off")
     asked, size = train.consistent_teacher(config, torch.device("cpu"))
 
     def ask(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -348,6 +349,13 @@ def test_consistent_teachers_are_asked_about_each_batch(teacher: Path, tiny: Pat
     torch.testing.assert_close(answers, expected.mean(0), atol=1e-4, rtol=0)
     torch.testing.assert_close(embeddings, torch.cat(parts, 1), atol=1e-4, rtol=0)
     assert embeddings.shape == (7, size)
+
+    in_bfloat16, _ = train.consistent_teacher(
+        dataclasses.replace(config, amp="on"), torch.device("cpu")
+    )
+    rounded = in_bfloat16(seen[0])[0]
+    assert not torch.equal(rounded, answers)
+    torch.testing.assert_close(rounded, answers, atol=0.05, rtol=0)
 
 
 def test_a_teachers_embedding_is_learned_too(tiny: Path) -> None:

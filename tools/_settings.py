@@ -15,6 +15,7 @@ import torch
 from _augment import Augmentation
 
 from ferfacenet import ImprovedVGG19, WeightsError, load_pretrained
+from ferfacenet.fast import prefers_bfloat16
 from ferfacenet.model import Pool
 
 
@@ -50,7 +51,7 @@ class Settings(Augmentation):
     rounds: int = 0  # batches and draws of so many epochs come round again; 0: always new ones
     crop: bool = True  # only random crops and mirrors, or else the ranges of Augmentation
     seed: int = 0
-    amp: Literal["auto", "on", "off"] = "auto"  # bf16 autocast; auto: where it is faster
+    amp: Literal["auto", "on", "off"] = "auto"  # bf16, of teachers too; auto: where it is faster
     device: str = "auto"
     ahead: bool = True  # on a GPU: all batches of an epoch are made at its start
     graph: bool = True  # on a GPU: the step is one CUDA graph
@@ -95,6 +96,10 @@ class Settings(Augmentation):
     def drawn(self, epoch: int) -> int:
         """The epoch whose batches and draws ``epoch`` has."""
         return epoch % self.rounds if self.rounds else epoch
+
+    def narrow(self, device: torch.device) -> bool:
+        """Whether to multiply in bfloat16."""
+        return prefers_bfloat16(device) if self.amp == "auto" else self.amp == "on"
 
     def device_of(self, rank: int = 0) -> torch.device:
         """Where to train; ``rank`` counts this machine's processes."""

@@ -23,7 +23,6 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn, update_bn
 from tqdm import tqdm
 
 from ferfacenet import ImprovedVGG19
-from ferfacenet.fast import prefers_bfloat16
 from ferfacenet.transforms import CROP, views
 
 #: What networks say of a batch as it is learned, (B, 1, S, S): the mean of their probabilities,
@@ -169,8 +168,7 @@ class Trainer:
             )
         on_gpu = self.device.type == "cuda"
         torch.backends.cudnn.benchmark = True  # all batches have one shape
-        narrow = {"on": True, "off": False, "auto": prefers_bfloat16(self.device)}
-        self.bf16 = narrow[settings.amp]
+        self.bf16 = settings.narrow(self.device)
         embeddings = embeddings if embedding_weight else 0
         self.trainee = Trainee(network, votes is not None, embeddings).to(self.device)
         self.trainee.to(memory_format=torch.channels_last)

@@ -5,8 +5,9 @@
 writes evaluation.json, confusion.png and reliability.png into --out. With --fit-temperature the
 temperature is fitted on the split first. With --holdout 0.05 the images that tools/train.py
 --holdout 0.05 keeps out are a split of their own. With --against runs/release/weights-float32 the
-images are counted on which the decisions of two weights differ. tools/release.py does all this
-for weights that are to be bundled.
+images are counted on which the decisions of two weights differ, and the mean Kullback-Leibler
+divergence is taken of their probabilities by the default views, in nats. tools/release.py does all
+but that for weights that are to be bundled.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import Any, get_args
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 from _fer2013 import FERPLUS_CATEGORIES, SPLITS, Faces, hold_out, load, load_votes, relabel
 from _figures import plot_confusion, plot_reliability
 from scipy.optimize import minimize_scalar
@@ -207,7 +209,7 @@ def main(arguments: list[str] | None = None) -> None:
     add("--split", choices=SPLITS, default="PublicTest", help="(%(default)s)")
     help = "not on a split, but on the share of Training that tools/train.py keeps out"
     add("--holdout", type=float, default=0.0, metavar="SHARE", help=help)
-    add("--against", metavar="WEIGHTS", help="other weights, whose decisions are compared")
+    add("--against", metavar="WEIGHTS", help="other weights, to compare with")
     add("--out", type=Path, required=True, help="folder for the results")
     add("--device", default="cpu", help="(%(default)s)")
     add("--precision", choices=get_args(Precision), default="auto", help="(%(default)s)")
@@ -225,6 +227,11 @@ def main(arguments: list[str] | None = None) -> None:
         other = load_pretrained(options.against, device=options.device)
         found = crop_logits(other, part.images, "other crops", options.precision)
         result["decisions_that_differ"] = count_differences(logits, found)
+        said, wanted = (
+            average(of[:, VIEWS["flip"]], network.temperature.item())
+            for of, network in ((logits, model), (found, other))
+        )
+        result["kl_divergence"] = float(F.kl_div(said.log(), wanted, reduction="batchmean"))
     result["command"] = record_command("evaluate.py", arguments)
     options.out.mkdir(parents=True, exist_ok=True)
     draw(result, part, logits, options.out)

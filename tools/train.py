@@ -39,7 +39,7 @@ from evaluate import predict
 from torch import Tensor, nn
 
 from ferfacenet import ImprovedVGG19, save_pretrained
-from ferfacenet.fast import fast_forward, prefers_bfloat16
+from ferfacenet.fast import Precision, fast_forward
 from ferfacenet.model import FER2013_CATEGORIES
 
 
@@ -177,14 +177,14 @@ def consistent_teacher(config: Config, device: torch.device) -> tuple[Teacher, i
     A teacher that sees the very batch, cut and turned as it is, teaches more than one that saw each
     face once (Beyer et al., "Knowledge distillation: A good teacher is patient and consistent").
     """
-    models, compiled = load_teachers(config, device), config.compile
+    models, compiled, bf16 = load_teachers(config, device), config.compile, config.narrow(device)
     heads = [(model.classifier, model.temperature.clone()) for model in models]
     for model in models:
         model.reset_classifier(0)  # it returns its embedding then; the temperature becomes 1
         if compiled:
             model.compile()
-    pairs = [(None if compiled else fast_forward(model, "auto"), model) for model in models]
-    bf16 = compiled and prefers_bfloat16(device)
+    precision: Precision = "bfloat16" if bf16 else "float32"
+    pairs = [(None if compiled else fast_forward(model, precision), model) for model in models]
 
     @torch.no_grad()
     def ask(x: Tensor) -> tuple[Tensor, Tensor]:
