@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ferfacenet
-from ferfacenet.report import bars, csv_line, describe, doubt, names_of, say
+from ferfacenet.report import bars, csv_line, describe, doubt, say
 
 if TYPE_CHECKING:
     from ferfacenet import Face, ImprovedVGG19
@@ -134,20 +134,19 @@ def _videos(options: argparse.Namespace) -> list[Path]:
     files: list[Path] = options.images
     if (options.camera is None) == (not files):
         raise ValueError("name files, or a --camera" + (", not both" if files else ""))
-    if options.camera is not None:
-        import_extra("cv2")
-        return [Path(f"camera {options.camera}")]
     videos = [
         file
         for file in files
         if _VIDEO.search(file.name) or (re.search(r"%\d*d", file.name) and not file.exists())
     ]
-    if videos and len(videos) < len(files):
+    if options.camera is not None:
+        videos = [Path(f"camera {options.camera}")]
+    elif videos and len(videos) < len(files):
         raise ValueError(f"{videos[0]} is a video: give photos and videos to separate commands")
     if videos and options.align == "never":
         raise ValueError("--align never is for photos: in videos faces are always looked for")
     if videos:
-        import_extra("av")
+        import_extra("av" if options.camera is None else "cv2")
     return videos
 
 
@@ -225,25 +224,24 @@ def _run(
         except (ValueError, OSError) as error:
             return error
 
-    header = ["image", *_FACE, *names_of(model)]
+    header = ["image", *_FACE, *(model.categories or ())]
     if options.csv:
         say(csv_line(header))
     many = len(paths) > 1 and sys.stderr.isatty()
     bar = tqdm(total=len(paths), unit="img", disable=not many, file=sys.stderr)
     with bar, ThreadPoolExecutor(_THREADS) as pool:
         while chunk := list(islice(left, _CHUNK)):
-            found = {}
+            found = []
             for path, faces in zip(chunk, pool.map(find, chunk), strict=True):
                 bar.update()
                 if isinstance(faces, list):
-                    found[path] = faces
+                    found.append((path, faces))
                     continue
                 failed = True
                 text = str(faces)
                 say(f"ferfacenet: {text if str(path) in text else f'{path}: {text}'}", sys.stderr)
-            together = read_faces(model, [face for faces in found.values() for face in faces], tta)
-            read = iter(together)
-            for path, faces in found.items():
+            read = iter(read_faces(model, [face for _, faces in found for face in faces], tta))
+            for path, faces in found:
                 same = list(islice(read, len(faces)))
                 _report(path, same, len(header), plots.get(path), options)
     return int(failed)

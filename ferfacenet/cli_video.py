@@ -17,7 +17,7 @@ from tqdm import tqdm
 from ferfacenet import ImprovedVGG19
 from ferfacenet.frames import VideoWriter, open_video, read_frames, stated_end
 from ferfacenet.plots import draw_faces, plot_tracks
-from ferfacenet.report import bars, csv_line, describe, doubt, names_of, ranked, say
+from ferfacenet.report import bars, csv_line, describe, doubt, ranked, say
 from ferfacenet.video import FaceTracker, TrackedFace
 
 _COLUMNS = ("video", "frame", "seconds", "track", "x0", "y0", "x1", "y1", "score", "label")
@@ -35,7 +35,7 @@ def run_videos(
 ) -> int:
     """Read videos, or the camera, one after another; returns the exit status."""
     failed = False
-    names = names_of(model)
+    names = list(model.categories or ())
     if options.csv:
         say(csv_line([*_COLUMNS, "confidence", *names, *(f"raw {name}" for name in names)]))
     for path in videos:

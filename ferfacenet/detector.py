@@ -41,18 +41,14 @@ _SURE = 0.6
 _SAME_FACE, _SAME_FACE_TURNED = 0.6, 0.3
 
 
-_threads_used = threading.Event()  # in this process, or in one that it was forked from
-
-
-def note_threads() -> None:
-    """Say that PyTorch's threads are about to be used."""
-    _threads_used.set()
+#: Whether PyTorch's threads were used in this process, or in one that it was forked from.
+threads_used = threading.Event()
 
 
 def _limit_threads_after_fork() -> None:
     """OpenMP's threads are not in the child of a process that used them, and it would wait for
     them for ever: one thread, as torch's own DataLoader has it in its workers."""
-    if _threads_used.is_set():
+    if threads_used.is_set():
         torch.set_num_threads(1)
 
 
@@ -163,7 +159,7 @@ def find_sightings(
     Returns:
         (n, 15) as ``YuNet`` has it, in the picture's pixels, by score times the root of the area.
     """
-    note_threads()
+    threads_used.set()
     height, width = picture.shape[1:]
     if min_size is None:
         min_size = max(20.0, math.sqrt(height * width) / 80)

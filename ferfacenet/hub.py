@@ -19,6 +19,7 @@ from ferfacenet.weights import (
     REINSTALL,
     WEIGHTS_FILE,
     DamagedError,
+    SkipInit,
     WeightsError,
     as_weights_error,
     printable,
@@ -68,7 +69,7 @@ def list_pretrained() -> dict[str, PretrainedInfo]:
     found = {}
     for name, entry in _registry().items():
         config = read_config(_BUNDLED / name / CONFIG_FILE, entry["config_sha256"], REINSTALL)
-        with torch.device("meta"):
+        with torch.device("meta"), SkipInit():
             model = ImprovedVGG19(**config.model_args)
         bundled = (_BUNDLED / name / WEIGHTS_FILE).is_file()
         found[name] = PretrainedInfo(

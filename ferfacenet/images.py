@@ -69,15 +69,10 @@ def describe(image: object) -> str:
     return f"unnamed {type(image).__module__}.{type(image).__name__}"
 
 
-def read_image(image: Image) -> Tensor:
-    """One image as (1 or 3, H, W) float32 in [0, 1] on the CPU: EXIF-turned, what is transparent
-    on white, at its own size. Takes and raises what :func:`ferfacenet.preprocess` does."""
-    pixels = decode(image)
-    return pixels.to(torch.float32) / max_value(pixels.dtype)
-
-
 def decode(image: Image) -> Tensor:
-    """As :func:`read_image`, but uint8 and uint16 stay so; may share the given array's memory."""
+    """One image as (1 or 3, H, W) uint8, uint16 or float32 in [0, 1], on the CPU: EXIF-turned, what
+    is transparent on white, at its own size; may share the given array's memory. Takes and raises
+    what :func:`ferfacenet.preprocess` does."""
     import PIL.Image
 
     try:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ferfacenet.detector import note_threads
+from ferfacenet.detector import threads_used
 from ferfacenet.faces import MIN_SCORE, SMALL_CROP, Face, find_faces
 from ferfacenet.fast import Precision, fast_forward
 from ferfacenet.images import Image, decode, describe
@@ -75,7 +75,7 @@ def preprocess(image: Image, *, align: Align = "auto") -> Tensor:
     _check("align", align, get_args(Align))
     pixels = decode(image)
     height, width = pixels.shape[-2:]
-    if align is False or (align == "auto" and height == width <= SMALL_CROP):
+    if not align or (align == "auto" and height == width <= SMALL_CROP):
         return resize(to_gray(centre_square(pixels)))
     faces = find_faces(pixels, max_faces=1, keep_crops=align == "auto")
     if not faces:
@@ -138,7 +138,7 @@ def predict_proba(
     _check("errors", errors, get_args(Errors))
     _check("align", align, get_args(Align))  # or else a coerced error of every image
     _check("precision", precision, get_args(Precision))
-    note_threads()
+    threads_used.set()
     rows = []
     batches = _prepare(images, align, errors, max(1, batch_size // VIEW_COUNTS[tta]))
     with torch.no_grad(), closing(batches), _forward(model, precision) as forward:

@@ -11,7 +11,7 @@ import numpy as np
 
 from ferfacenet.faces import Face, to_rgb
 from ferfacenet.frames import Picture
-from ferfacenet.images import Image, decode, read_image
+from ferfacenet.images import Image, decode
 from ferfacenet.video import TrackedFace
 
 if TYPE_CHECKING:
@@ -45,8 +45,8 @@ def plot_faces(image: Image, faces: Sequence[Face]) -> Figure:
         ImportError: matplotlib is missing; the message names the pip line.
         ValueError: a face has not been read, or the image cannot be.
     """
-    photo = read_image(image)
-    shape = photo.shape[1] / photo.shape[2]
+    photo = to_rgb(decode(image)).permute(1, 2, 0).numpy()
+    shape = photo.shape[0] / photo.shape[1]
     beside = len(faces) <= 2
     columns = 1 if beside else min(len(faces), 4)
     rows = max(1, -(-len(faces) // columns))
@@ -61,7 +61,7 @@ def plot_faces(image: Image, faces: Sequence[Face]) -> Figure:
         whole = figure.add_gridspec(2, 1, height_ratios=[height, 2.2 * rows])
     left = figure.add_subplot(whole[0] if faces else whole[:])
     places = whole[1].subgridspec(rows, columns)
-    left.imshow(photo.permute(1, 2, 0).expand(-1, -1, 3).numpy())
+    left.imshow(photo)
     left.set_axis_off()
     for index, face in enumerate(faces):
         if face.probabilities is None:

@@ -12,15 +12,10 @@ from itertools import islice
 from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
-    from ferfacenet import Face, ImprovedVGG19
+    from ferfacenet import Face
 
 _Face = TypeVar("_Face", bound="Face")
 _BAR = 40
-
-
-def names_of(model: ImprovedVGG19) -> list[str]:
-    """The model's categories, or numbers where nobody named them."""
-    return [*(model.categories or map(str, range(model.num_classes)))]
 
 
 def doubt(faces: Iterable[_Face], least: float) -> list[_Face]:

@@ -56,13 +56,12 @@ def centre_square(x: Tensor) -> Tensor:
     return x[..., top : top + side, left : left + side]
 
 
-def resize(x: Tensor, size: int = SIZE) -> Tensor:
-    """(C, H, W) float to (C, size, size), bilinear and antialiased; untouched if it is that."""
-    if x.shape[-2:] == (size, size):
+def resize(x: Tensor) -> Tensor:
+    """(C, H, W) float to (C, 48, 48), bilinear and antialiased; untouched if it is that."""
+    size = (SIZE, SIZE)
+    if x.shape[-2:] == size:
         return x
-    return F.interpolate(
-        x[None], size=(size, size), mode="bilinear", align_corners=False, antialias=True
-    )[0]
+    return F.interpolate(x[None], size=size, mode="bilinear", antialias=True)[0]
 
 
 def cut_view(
@@ -95,36 +94,13 @@ def cut_view(
     return view[0].clamp_(0, 1), matrix
 
 
-def ten_crop(x: Tensor, size: int = CROP) -> Tensor:
-    """The paper's ten crops (IV-C): corners and centre, then the same of the mirror.
-
-    (N, C, H, W) to (10, N, C, size, size), ordered as torchvision's: top left, top right,
-    bottom left, bottom right, centre, and these five of the mirrored image.
-
-    Raises:
-        ValueError: the images are smaller than the crops, or not (N, C, H, W).
-    """
-    if x.ndim != 4 or min(x.shape[-2:]) < size:
-        raise ValueError(
-            f"ten_crop needs (N, C, H, W) of at least {size}x{size}, got {tuple(x.shape)}"
-        )
-    bottom, right = x.shape[-2] - size, x.shape[-1] - size
-    corners = ((0, 0), (0, right), (bottom, 0), (bottom, right))
-    places = (*corners, (round(bottom / 2), round(right / 2)))
-    return torch.stack(
-        [
-            side[..., top : top + size, left : left + size]
-            for side in (x, x.flip(-1))
-            for top, left in places
-        ]
-    )
-
-
 def views(x: Tensor, tta: TTA | None) -> Tensor:
-    """(N, 1, 48, 48) to the views that ``tta`` averages, (1, 2 or 10, N, 1, 44, 44): the centre,
-    the centre and its mirror, or the ten crops."""
+    """(N, C, 48, 48) to the views that ``tta`` averages, (1, 2 or 10, N, C, 44, 44): the centre,
+    the centre and its mirror, or the paper's ten crops (IV-C), ordered as torchvision's: top left,
+    top right, bottom left, bottom right, centre, and these five of the mirrored image."""
+    end = SIZE - CROP
+    places = [(end // 2, end // 2)]
     if tta == "ten_crop":
-        return ten_crop(x)
-    edge = (SIZE - CROP) // 2
-    centre = x[..., edge : edge + CROP, edge : edge + CROP]
-    return torch.stack((centre, centre.flip(-1))) if tta == "flip" else centre[None]
+        places = [(0, 0), (0, end), (end, 0), (end, end), *places]
+    sides = (x, x.flip(-1)) if tta else (x,)
+    return torch.stack([side[..., y : y + CROP, x : x + CROP] for side in sides for y, x in places])

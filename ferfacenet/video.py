@@ -118,7 +118,7 @@ class _Track:
     number: int
     pose: Pose
     crop: Tensor = field(default_factory=lambda: torch.zeros(0))
-    seen: float = -math.inf  # the time of the last frame in which it was
+    seen: float = 0.0  # the time of the last frame in which it was
     weight: float = 0.0  # of all that is in the average
     average: dict[str, float] = field(default_factory=dict)
 

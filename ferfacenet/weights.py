@@ -133,7 +133,7 @@ def read_model(path: Path, config: WeightsConfig, remedy: str = _SAVE_AGAIN) -> 
             while piece := file.read(1 << 20):
                 digest.update(piece)
         _check_sha256(digest.hexdigest(), config.weights_sha256)
-        with _SkipInit():
+        with SkipInit():
             model = ImprovedVGG19(**config.model_args).float()
         model.load_state_dict(safetensors.torch.load_file(path))
         model.categories = config.categories
@@ -142,7 +142,7 @@ def read_model(path: Path, config: WeightsConfig, remedy: str = _SAVE_AGAIN) -> 
         return model.eval()
 
 
-class _SkipInit(TorchFunctionMode):
+class SkipInit(TorchFunctionMode):
     """Leaves random initialisation out: it costs time, and draws from the global generator."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -17,15 +17,13 @@ from _fer2013 import VOTES
 from PIL import Image
 from torch import Tensor, nn
 
-from ferfacenet import ImprovedVGG19, load_pretrained, save_pretrained
+from ferfacenet import ImprovedVGG19
 from ferfacenet.model import FER2013_CATEGORIES
-from ferfacenet.weights import CONFIG_FILE, WEIGHTS_FILE
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared" / "data"
 PHOTO = ROOT / "docs" / "images" / "astronaut.jpg"
 PORTRAITS = ROOT / "docs" / "images" / "portraits.jpg"  # two faces
-METRICS = {"PublicTest ten_crop accuracy": 0.7}  # of the weights in ``saved``
 
 #: ``peak()`` for code that another Python runs: the most bytes that its process has held. Not
 #: getrusage's, which begins with the peak of the process that started it.
@@ -120,29 +118,6 @@ def tiny_csv(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path = tmp_path / "fer2013.csv.xz"
     path.write_bytes(lzma.compress(csv_text(21, 7).encode(), preset=0))
     return path
-
-
-@pytest.fixture(scope="session")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a model that is not the bundled one."""
-    folder = tmp_path_factory.mktemp("saved")
-    with torch.random.fork_rng():
-        torch.manual_seed(5)
-        model = ImprovedVGG19()
-    model.temperature.fill_(1.25)
-    model.mean.fill_(0.5)
-    save_pretrained(model, folder, metrics=METRICS, trained_on="noise", selected_on="nothing")
-    return folder
-
-
-@pytest.fixture(scope="session")
-def files(saved: Path) -> dict[str, bytes]:
-    return {name: (saved / name).read_bytes() for name in (CONFIG_FILE, WEIGHTS_FILE)}
-
-
-@pytest.fixture(scope="session")
-def whole(saved: Path) -> dict[str, Tensor]:
-    return load_pretrained(saved).state_dict()
 
 
 def assert_whole(model: ImprovedVGG19, whole: dict[str, Tensor]) -> None:

@@ -18,7 +18,8 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image, PngImagePlugin
 
 from ferfacenet import images
-from ferfacenet.images import decode, describe, read_image, suffixes
+from ferfacenet.images import decode, describe, suffixes
+from ferfacenet.transforms import max_value
 
 HEIGHT, WIDTH = 83, 130
 STEP = 1 / 255
@@ -36,6 +37,11 @@ def picture(height: int = HEIGHT, width: int = WIDTH, seed: int = 0) -> np.ndarr
 
 RGB = picture()
 GRAY = RGB[:, :, 0].copy()
+
+
+def read_image(image: Any) -> torch.Tensor:
+    pixels = decode(image)
+    return pixels.float() / max_value(pixels.dtype)
 
 
 def assert_shows(image: Any, array: np.ndarray[Any, Any], steps: float = 1, what: str = "") -> None:

@@ -45,7 +45,8 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("fer2013", "fer2013-small", "ferplus"):
         shutil.rmtree(root / "docs" / "results" / name)
     (root / "docs" / "images").mkdir()
-    shutil.copy(ROOT / "docs" / "images" / "astronaut.jpg", root / "docs" / "images")
+    for name in ("astronaut.jpg", "portraits.jpg"):
+        shutil.copy(ROOT / "docs" / "images" / name, root / "docs" / "images")
     shutil.copy(ROOT / "README.md", root)
     (root / "ferfacenet" / "weights").mkdir(parents=True)
     (root / "ferfacenet" / "weights" / "registry.json").write_text("{}")

@@ -378,6 +378,7 @@ def test_a_torn_file_and_an_absent_one_among_others(
         (["a.mp4", "b.jpg"], "separate"),
         (["a.mp4", "--every", 0], "--every"), (["a.mp4", "--smooth", -1], "--smooth"),
         (["a.mp4", "--fps", 0], "--fps"), (["a.mp4", "--align", "never"], "--align"),
+        (["--camera", 0, "--align", "never"], "--align"),
     ],
 )  # fmt: skip
 def test_a_wrong_command_is_one_line(

@@ -93,10 +93,6 @@ class Settings(Augmentation):
     def is_calm(self, epoch: int) -> bool:
         return epoch >= self.epochs * (1 - self.calm)
 
-    def drawn(self, epoch: int) -> int:
-        """The epoch whose batches and draws ``epoch`` has."""
-        return epoch % self.rounds if self.rounds else epoch
-
     def narrow(self, device: torch.device) -> bool:
         """Whether to multiply in bfloat16."""
         return prefers_bfloat16(device) if self.amp == "auto" else self.amp == "on"

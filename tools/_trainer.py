@@ -288,8 +288,8 @@ class Trainer:
         settings, steps = self.settings, self.steps_an_epoch
         # All that is random in an epoch follows from the seed and the epoch, so a resumed
         # run needs no generator state, and all processes draw the same numbers.
-        base = settings.seed * 1_000_003
-        seed = base + settings.drawn(epoch)
+        drawn = epoch % settings.rounds if settings.rounds else epoch
+        seed = settings.seed * 1_000_003 + drawn
         generator = torch.Generator().manual_seed(seed)
         order = torch.randperm(len(self.images), generator=generator).to(self.device)
         numbers = torch.rand(len(self.images), NUMBERS, generator=generator).to(self.device)

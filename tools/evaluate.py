@@ -33,7 +33,7 @@ from tqdm import tqdm
 
 from ferfacenet import ImprovedVGG19, load_pretrained, predict_proba
 from ferfacenet.fast import Precision, fast_forward
-from ferfacenet.transforms import TTA, ten_crop
+from ferfacenet.transforms import TTA, views
 from ferfacenet.weights import write_atomically
 
 BINS = 15
@@ -63,7 +63,7 @@ def crop_logits(
     parts = []
     x = (torch.tensor(images)[:, None] / 255).split(64)
     for part in tqdm(x, desc=title, leave=False, disable=not sys.stderr.isatty()):
-        crops = ten_crop(part)
+        crops = views(part, "ten_crop")
         logits = forward(crops.flatten(0, 1).to(model.mean.device)) * model.temperature
         parts.append(logits.float().cpu().unflatten(0, crops.shape[:2]).transpose(0, 1))
     return torch.cat(parts)
@@ -148,7 +148,7 @@ def evaluate(
     default, labels = logits[:, VIEWS["flip"]], torch.tensor(part.labels)
     if fit:
         model.temperature.fill_(fit_temperature(default, labels))
-    names = list(model.categories or map(str, range(model.num_classes)))
+    names = model.categories or ()
     temperature = round(model.temperature.item(), 4)
     answers = {name: average(logits[:, which], temperature) for name, which in VIEWS.items()}
     right = {name: found.argmax(1).numpy() == part.labels for name, found in answers.items()}

@@ -56,8 +56,7 @@ def export(model: ImprovedVGG19, tta: TTA | None = "flip") -> bytes:
     """The ONNX file of a model on the CPU, in eval mode."""
     sizes = {0: torch.export.Dim("batch", min=1)}
     whole, x = Probabilities(model, tta).eval(), torch.zeros(2, 1, SIZE, SIZE)
-    categories = model.categories or tuple(map(str, range(model.num_classes)))
-    about = {"categories": json.dumps(categories), "tta": str(tta).lower()}
+    about = {"categories": json.dumps(model.categories), "tta": str(tta).lower()}
     return _export(whole, x, "faces", sizes, "probabilities", about)
 
 

@@ -184,9 +184,8 @@ def take(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     if source == inner:
         keep_run(run, options.name)
     if options.name == "fer2013":
-        photo = _pages.ROOT / "docs" / "images" / "astronaut.jpg"
-        plot = photo.with_name("astronaut-plot.png")
-        cli.main([str(photo), "--plot", str(plot)])
+        photo = _pages.ROOT / "docs" / "images" / "portraits.jpg"
+        cli.main([str(photo), "--plot", str(photo.with_name("portraits-plot.png"))])
     if not options.quick:
         if options.name == "fer2013":
             call(str(tools / "evaluate_faces.py"), "--data", str(options.data.resolve()))
