@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ferfacenet
-from ferfacenet.report import bars, csv_line, describe, doubt, say
+from ferfacenet.report import bars, complain, csv_line, describe, doubt, say
 
 if TYPE_CHECKING:
     from ferfacenet import Face, ImprovedVGG19
@@ -66,9 +66,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
             return run_videos(model, videos, plots, options)
         return _run(model, paths, plots, options)
-    except BrokenPipeError:  # the reader, head for instance, has seen enough
+    except OSError as error:  # of the output
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        if isinstance(error, BrokenPipeError):  # the reader, head for instance, has seen enough
+            return 0
+        print(f"ferfacenet: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("ferfacenet: interrupted", file=sys.stderr)
         return 130
@@ -125,6 +128,8 @@ def _check(options: argparse.Namespace) -> None:
         value = getattr(options, name)
         if value is not None and not value >= least:
             raise ValueError(f"--{name} must be at least {least}, got {value}")
+    if not 0 <= options.min_confidence <= 1:
+        raise ValueError(f"--min-confidence must be from 0 to 1, got {options.min_confidence}")
 
 
 def _videos(options: argparse.Namespace) -> list[Path]:
@@ -184,21 +189,26 @@ def _plot_paths(out: Path | None, paths: Sequence[Path], video: bool) -> dict[Pa
 
     known: Iterable[str] = new_figure().canvas.get_supported_filetypes()
     known = WRITABLE if video else known
-    if len(paths) == 1 and not out.is_dir():
+    if len(paths) == 1 and out.suffix and not out.is_dir():
         if out.suffix[1:].lower() not in known:
             raise ValueError(f"--plot {out}: the name must end in one of {', '.join(known)}")
         if not out.parent.is_dir():
             raise ValueError(f"--plot {out}: there is no folder {out.parent}")
-        return {paths[0]: out}
-    if out.suffix and not out.is_dir():
+        plots = {paths[0]: out}
+    elif out.suffix and not out.is_dir():
         raise ValueError(f"--plot {out}: for {len(paths)} files name a folder")
-    out.mkdir(parents=True, exist_ok=True)
-    names, suffix = [path.stem for path in paths], ".mp4" if video else ".png"
-    # Files of one name in different folders get the whole path as their name.
-    return {
-        path: out / f"{path.stem if names.count(path.stem) == 1 else _flat(path)}{suffix}"
-        for path in paths
-    }
+    else:
+        out.mkdir(parents=True, exist_ok=True)
+        names, suffix = [path.stem for path in paths], ".mp4" if video else ".png"
+        # Files of one name in different folders get the whole path as their name.
+        plots = {
+            path: out / f"{path.stem if names.count(path.stem) == 1 else _flat(path)}{suffix}"
+            for path in paths
+        }
+    inputs = {path.resolve() for path in paths}
+    if lost := [plot for plot in plots.values() if plot.resolve() in inputs]:
+        raise ValueError(f"--plot {out}: {lost[0]} is to be read: name another file or folder")
+    return plots
 
 
 def _flat(path: Path) -> str:
@@ -238,12 +248,17 @@ def _run(
                     found.append((path, faces))
                     continue
                 failed = True
-                text = str(faces)
-                say(f"ferfacenet: {text if str(path) in text else f'{path}: {text}'}", sys.stderr)
+                complain(path, faces)
             read = iter(read_faces(model, [face for _, faces in found for face in faces], tta))
             for path, faces in found:
-                same = list(islice(read, len(faces)))
-                _report(path, same, len(header), plots.get(path), options)
+                same = doubt(islice(read, len(faces)), options.min_confidence)
+                _report(path, same, len(header), options)
+                if plot := plots.get(path):
+                    try:
+                        ferfacenet.plot_faces(path, same).savefig(plot, dpi=110)
+                    except (ValueError, OSError) as error:
+                        failed = True
+                        complain(plot, error)
     return int(failed)
 
 
@@ -266,10 +281,7 @@ def _find(path: Path, model: ImprovedVGG19, options: argparse.Namespace) -> list
     return [ferfacenet.Face(box, torch.zeros(0, 2), math.nan, crop)]  # type: ignore[arg-type]
 
 
-def _report(
-    path: Path, faces: list[Face], columns: int, plot: Path | None, options: argparse.Namespace
-) -> None:
-    faces = doubt(faces, options.min_confidence)
+def _report(path: Path, faces: list[Face], columns: int, options: argparse.Namespace) -> None:
     rows = [describe(face) for face in faces]
     if options.json:
         say(json.dumps({"image": str(path), "faces": rows}))
@@ -281,8 +293,6 @@ def _report(
             say(csv_line([path, *[""] * (columns - 1)]))
     else:
         say("\n".join(_text(path, rows, options.top)))
-    if plot:
-        ferfacenet.plot_faces(path, faces).savefig(plot, dpi=110)
 
 
 def _text(path: Path, rows: list[dict[str, Any]], top: int | None) -> Iterator[str]:

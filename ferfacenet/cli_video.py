@@ -17,7 +17,7 @@ from tqdm import tqdm
 from ferfacenet import ImprovedVGG19
 from ferfacenet.frames import VideoWriter, open_video, read_frames, stated_end
 from ferfacenet.plots import draw_faces, plot_tracks
-from ferfacenet.report import bars, csv_line, describe, doubt, ranked, say
+from ferfacenet.report import bars, complain, csv_line, describe, doubt, ranked, say
 from ferfacenet.video import FaceTracker, TrackedFace
 
 _COLUMNS = ("video", "frame", "seconds", "track", "x0", "y0", "x1", "y1", "score", "label")
@@ -53,7 +53,7 @@ def run_videos(
             raise
         except (ValueError, OSError) as error:
             failed = True
-            say(f"ferfacenet: {error}", sys.stderr)
+            complain(path, error)
     return int(failed)
 
 

@@ -189,7 +189,8 @@ def _download(repo: str, file: str, revision: str | None, options: tuple[Any, bo
             errors.RepositoryNotFoundError: f"check the name or, if it is private, {login}",
             errors.HFValidationError: "correct the name",
             errors.RevisionNotFoundError: f"see {page}/commits/main",
-            errors.LocalEntryNotFoundError: f"load it once with a network into {cache}",
+            errors.LocalEntryNotFoundError: f"load it once with a network into {cache}"
+            f" (and there is no folder of this name in {Path.cwd()})",
             errors.EntryNotFoundError: f"name one with {CONFIG_FILE} and {WEIGHTS_FILE}",
         }
         remedy = next(

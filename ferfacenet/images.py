@@ -42,7 +42,7 @@ _MAX_SCANS, _MAX_TILE = 500, 4 << 20
 _HEIC = {b"ftyp" + brand for brand in (b"heic", b"heix", b"hevc", b"heim", b"mif1", b"msf1")}
 # A picture in uint16 that is darker than this throughout is of a camera with 12 bits or fewer.
 _DARK = 1 << 13
-_FLOAT_SLACK = 1e-3  # what resizing and half precision leave outside [0, 1]
+FLOAT_SLACK = 1e-3  # what resizing and half precision leave outside [0, 1]
 _DTYPES = "pixels must be uint8, uint16, bool or float"
 
 
@@ -227,7 +227,7 @@ def _from_tensor(x: Tensor) -> Tensor:
     elif x.is_floating_point():
         x = x.to(torch.float32)
         low, high = (float(end) for end in x.aminmax())
-        if not (low >= -_FLOAT_SLACK and high <= 1 + _FLOAT_SLACK):  # or NaN
+        if not (low >= -FLOAT_SLACK and high <= 1 + FLOAT_SLACK):  # or NaN
             raise ValueError(f"float pixels must be in [0, 1], not {low:g} to {high:g}; rescale")
         if low < 0 or high > 1:  # a copy of a large one costs memory
             x = x.clamp(0, 1)

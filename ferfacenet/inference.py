@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ferfacenet.detector import threads_used
 from ferfacenet.faces import MIN_SCORE, SMALL_CROP, Face, find_faces
 from ferfacenet.fast import Precision, fast_forward
-from ferfacenet.images import Image, decode, describe
+from ferfacenet.images import FLOAT_SLACK, Image, decode, describe
 from ferfacenet.transforms import (
     CROP,
     SIZE,
@@ -130,14 +130,11 @@ def predict_proba(
         OSError, TypeError: the same of a file that cannot be opened, or something that is not an
             image; or ``model`` is no module.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    check_reading(model, tta, precision)
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
         raise ValueError(f"batch_size must be an integer of at least 1, got {batch_size!r}")
-    _check("tta", tta, tuple(VIEW_COUNTS))
     _check("errors", errors, get_args(Errors))
     _check("align", align, get_args(Align))  # or else a coerced error of every image
-    _check("precision", precision, get_args(Precision))
     threads_used.set()
     rows = []
     batches = _prepare(images, align, errors, max(1, batch_size // VIEW_COUNTS[tta]))
@@ -174,6 +171,7 @@ def predict_faces(
         The faces by score times the square root of the area, the greatest first, each with its
         ``label``, ``confidence`` and ``probabilities``; an empty list if there are none.
     """
+    check_reading(model, tta, precision)
     faces = find_faces(decode(image), min_size, min_score, max_faces, device_of(model))
     return read_faces(model, faces, tta, precision)
 
@@ -198,6 +196,14 @@ def read_faces(
         label = max(chances, key=chances.__getitem__)
         read.append(replace(face, label=label, confidence=chances[label], probabilities=chances))
     return read
+
+
+def check_reading(model: object, tta: object, precision: object) -> None:
+    """The errors of ``predict_proba`` that are about these."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    _check("tta", tta, tuple(VIEW_COUNTS))
+    _check("precision", precision, get_args(Precision))
 
 
 def _check(name: str, value: object, allowed: tuple[object, ...]) -> None:
@@ -226,8 +232,11 @@ def _prepare(
     """
     shape = (1, SIZE, SIZE)
     if isinstance(images, Tensor) and images.is_floating_point() and images.shape[1:] == shape:
-        yield from images.detach().float().split(size) if len(images) else ()
-        return
+        ready = images.detach().float()
+        # What is out of range is taken one by one, so that the error has a position.
+        if ((ready >= -FLOAT_SLACK) & (ready <= 1 + FLOAT_SLACK)).all():
+            yield from ready.split(size) if len(ready) else ()
+            return
     one = _is_one(images)
     source: Iterator[Any] = enumerate([images] if one else images)  # type: ignore[arg-type]
 

@@ -45,8 +45,11 @@ def plot_faces(image: Image, faces: Sequence[Face]) -> Figure:
         ImportError: matplotlib is missing; the message names the pip line.
         ValueError: a face has not been read, or the image cannot be.
     """
-    photo = to_rgb(decode(image)).permute(1, 2, 0).numpy()
-    shape = photo.shape[0] / photo.shape[1]
+    import PIL.Image
+
+    photo = PIL.Image.fromarray(to_rgb(decode(image)).permute(1, 2, 0).numpy())
+    (across, down), shape = photo.size, photo.height / photo.width
+    photo.thumbnail((2000, 2000))  # matplotlib takes 50 bytes of memory for each pixel
     beside = len(faces) <= 2
     columns = 1 if beside else min(len(faces), 4)
     rows = max(1, -(-len(faces) // columns))
@@ -61,7 +64,7 @@ def plot_faces(image: Image, faces: Sequence[Face]) -> Figure:
         whole = figure.add_gridspec(2, 1, height_ratios=[height, 2.2 * rows])
     left = figure.add_subplot(whole[0] if faces else whole[:])
     places = whole[1].subgridspec(rows, columns)
-    left.imshow(photo)
+    left.imshow(photo, extent=(-0.5, across - 0.5, down - 0.5, -0.5))
     left.set_axis_off()
     for index, face in enumerate(faces):
         if face.probabilities is None:
@@ -88,7 +91,7 @@ def plot_faces(image: Image, faces: Sequence[Face]) -> Figure:
 
 def draw_faces(image: Image, faces: Sequence[Face]) -> Picture:
     """A picture with a box around each face, and above it the label, how sure it is, and the
-    number of a tracked one. Needs no extra.
+    number of a tracked one; around a face that has not been read, the box alone. Needs no extra.
 
     Args:
         image: of any kind that ``preprocess`` takes, on which errors it raises too.
@@ -105,15 +108,18 @@ def draw_faces(image: Image, faces: Sequence[Face]) -> Picture:
     line, font = max(2, side // 200), ImageFont.load_default(max(12, side // 25))
     for index, face in enumerate(faces):
         number = face.track - 1 if isinstance(face, TrackedFace) else index
-        colour, text = _COLOURS[number % len(_COLOURS)], f"{face.label} {face.confidence or 0:.0%}"
+        colour = _COLOURS[number % len(_COLOURS)]
         x0, y0, x1, y1 = face.box
         draw.rectangle((x0, y0, x1, y1), outline=colour, width=line)
+        if face.label is None:
+            continue
+        text = f"{face.label} {face.confidence or 0:.0%}"
         text = f"{face.track}: {text}" if isinstance(face, TrackedFace) else text
         _, _, right, bottom = draw.textbbox((0, 0), text, font, anchor="lt")
         x, y = min(x0, picture.width - right - 2 * line), max(0, y0 - bottom - 2 * line)
         draw.rectangle((x, y, x + right + 2 * line, y + bottom + 2 * line), fill=colour)
         draw.text((x + line, y + line), text, "white", font, anchor="lt")
-    return np.asarray(picture)
+    return np.array(picture)
 
 
 def plot_tracks(

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
+from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
@@ -55,6 +56,12 @@ def csv_line(cells: Sequence[object]) -> str:
     line = io.StringIO()
     csv.writer(line, lineterminator="").writerow(cells)
     return line.getvalue()
+
+
+def complain(path: Path, error: Exception) -> None:
+    """Say on stderr what is wrong with a file, with its name."""
+    text = str(error)
+    say(f"ferfacenet: {text if str(path) in text else f'{path}: {text}'}", sys.stderr)
 
 
 def say(text: str, file: IO[str] | None = None) -> None:

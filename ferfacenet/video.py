@@ -27,7 +27,7 @@ from ferfacenet.faces import (
 from ferfacenet.fast import Precision
 from ferfacenet.frames import Picture, import_extra, read_frames
 from ferfacenet.images import Image, decode
-from ferfacenet.inference import device_of, read_faces
+from ferfacenet.inference import check_reading, device_of, read_faces
 from ferfacenet.transforms import TTA
 
 # Between whiles a face is looked for around where it was; the whole picture is searched when one
@@ -141,6 +141,7 @@ class FaceTracker:
         max_faces: int | None = None,
         precision: Precision = "auto",
     ) -> None:
+        check_reading(model, tta, precision)
         check_limits(min_size, min_score, max_faces)
         if not smooth >= 0:
             raise ValueError(f"smooth must be at least 0 seconds, got {smooth!r}")

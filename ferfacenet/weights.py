@@ -108,7 +108,7 @@ class WeightsConfig:
 
     def to_json(self) -> bytes:
         """The bytes of ``config.json``."""
-        return (json.dumps(dataclasses.asdict(self), indent=2) + "\n").encode()
+        return (json.dumps(dataclasses.asdict(self), indent=2, allow_nan=False) + "\n").encode()
 
 
 def read_config(path: Path, sha256: str | None = None, remedy: str = _SAVE_AGAIN) -> WeightsConfig:
@@ -191,7 +191,8 @@ def save_pretrained(
     appears whole or not at all, and an interruption leaves a pair that is not loaded.
 
     Raises:
-        ValueError: the model has no categories, or a weight is not finite in ``dtype``.
+        ValueError: the model has no categories, a weight is not finite in ``dtype``, or layers
+            are not the constructor's, so that the files could not be loaded.
     """
     import safetensors.torch
 
@@ -207,30 +208,39 @@ def save_pretrained(
                 raise ValueError(f"{key} has values that are not finite as {value.dtype}")
         tensors[key] = value.cpu().contiguous()
     data = safetensors.torch.save(tensors, metadata={"format": "pt"})
-    model_args = {
+    model_args: dict[str, Any] = {
         "num_classes": model.num_classes,
         "in_channels": next(model.parameters()).shape[1],
         "dropout": model.dropout.p,
         "pool": "avg" if isinstance(model.features[6], nn.AvgPool2d) else "max",
         "hidden_features": model.hidden_features,
     }
+    if model.width != 1:
+        model_args["width"] = model.width
+    with torch.device("meta"), SkipInit():
+        built = ImprovedVGG19(**model_args).state_dict()
+    if {key: t.shape for key, t in tensors.items()} != {
+        key: t.shape for key, t in built.items() if key not in CALIBRATION
+    }:
+        raise ValueError(f"the model's layers are not those of ImprovedVGG19(**{model_args})")
     # As many digits as a float32 has, so that 0.5077 stays 0.5077.
     calibration: dict[str, Any] = {n: float(f"{getattr(model, n):.7g}") for n in CALIBRATION}
     config = WeightsConfig(
-        model_args=model_args if model.width == 1 else model_args | {"width": model.width},
+        model_args=model_args,
         weights_sha256=hashlib.sha256(data).hexdigest(),
         categories=tuple(model.categories),
         **calibration,
-        metrics=dict(metrics or {}),
+        metrics={key: float(value) for key, value in (metrics or {}).items()},
         license=license,
         trained_on=trained_on,
         selected_on=selected_on,
         dataset_license=dataset_license,
     )
+    text = config.to_json()  # before anything is written over
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / WEIGHTS_FILE, data)
-    write_atomically(folder / CONFIG_FILE, config.to_json())
+    write_atomically(folder / CONFIG_FILE, text)
     return config
 
 

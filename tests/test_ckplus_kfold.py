@@ -156,6 +156,7 @@ def test_wrong_arguments_are_named(whole: Path, tiny: Path, tmp_path: Path) -> N
         (["--resume", str(whole), "--epochs", "3"], "no other flag"),
         ([*new, "--result", str(whole / "result.json")], "--protocol all"),
         (new, "--n-folds 10: "),
+        ([*new, "--epochs", "0"], "--epochs counts from 1"),
         ([*new, "--n-folds", "3", "--init", "nowhere"], "--init nowhere: "),
     ):
         with pytest.raises(SystemExit, match=message):

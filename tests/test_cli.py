@@ -82,8 +82,8 @@ def test_a_bad_file_among_many_is_named_and_the_rest_done(
 ) -> None:
     bad, absent = tmp_path / "bad.jpg", tmp_path / "absent.png"
     bad.write_text("no picture")
-    answers, err = ask(weights, capsys, "--align", "never", bad, crop, absent, status=1)
-    assert [answer["image"] for answer in answers] == [str(crop)]
+    answers, err = ask(weights, capsys, "--align", "never", bad, crop, absent, crop, status=1)
+    assert [answer["image"] for answer in answers] == [str(crop)] * 2
     first, second = err.splitlines()
     assert str(bad) in first and str(absent) in second
 
@@ -118,6 +118,23 @@ def test_plots(crop: Path, weights: Path, tmp_path: Path, capsys: Capture) -> No
     assert "folder" in ask(weights, capsys, crop, twin, "--plot", out, status=2)[1]
     ask(weights, capsys, crop, twin, "--plot", folder)
     assert len(list(folder.iterdir())) == 2  # though both are called crop.png
+    ask(weights, capsys, crop, "--plot", tmp_path / "single")
+    assert (tmp_path / "single" / "crop.png").is_file()
+    for same in (crop, crop.parent):
+        assert "is to be read" in ask(weights, capsys, crop, "--plot", same, status=2)[1]
+    assert crop.read_bytes() == twin.read_bytes()
+
+
+def test_a_plot_that_cannot_be_written_is_named_and_the_rest_done(
+    crop: Path, weights: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    pytest.importorskip("matplotlib", reason="needs the plot extra")
+    second, taken = tmp_path / "second.png", tmp_path / "plots" / "crop.png"
+    second.write_bytes(crop.read_bytes())
+    taken.mkdir(parents=True)
+    answers, err = ask(weights, capsys, crop, second, "--plot", taken.parent, status=1)
+    assert len(answers) == 2 and str(taken) in err and err.count("\n") == 1
+    assert (taken.parent / "second.png").is_file()
 
 
 def test_photos_with_no_face_one_and_two(weights: Path, tmp_path: Path, capsys: Capture) -> None:
@@ -191,7 +208,11 @@ main([{option!r}])
 
 
 def test_a_wrong_command_is_one_line(crop: Path, tmp_path: Path, capsys: Capture) -> None:
-    for options in (["--weights", str(tmp_path / "absent.safetensors")], ["--device", "abacus"]):
+    for options in (
+        ["--weights", str(tmp_path / "absent.safetensors")],
+        ["--device", "abacus"],
+        ["--min-confidence", "7"],
+    ):
         assert main([*options, str(crop)]) == 2
         (line,) = capsys.readouterr().err.splitlines()
         assert line.startswith("ferfacenet: ") and options[1].split("/")[-1] in line

@@ -25,7 +25,7 @@ FERFACENET = f"""
 ferfacenet() {{ {sys.executable} -c 'from ferfacenet.cli import main; exit(main())' "$@"; }}
 """
 #: Programs whose lines are not ours to try.
-OTHERS = ("cd ", "curl ", "git ", "hf ", "pytest", "python -m ", "ruff ", "mypy", "uvicorn ")
+OTHERS = ("cd ", "git ", "hf ", "pytest", "python -m ", "ruff ", "mypy")
 
 
 def blocks(page: str, languages: str) -> list[str]:

@@ -62,7 +62,9 @@ def test_duplicates_of_training_images_are_left_out(tiny_csv: Path) -> None:
     assert fresh.tolist() == [True, True, False, True, True, True, True]
 
 
-def test_weights_with_the_classes_of_ferplus_are_measured_by_votes(tiny_csv: Path) -> None:
+def test_weights_with_the_classes_of_ferplus_are_measured_by_votes(
+    tiny_csv: Path, weights: Path
+) -> None:
     model, votes = sharp(8, width=0.125), tiny_csv.parent / "fer2013new.csv"
     model.categories = FERPLUS_CATEGORIES
     save_pretrained(model, tiny_csv.parent / "plus")
@@ -75,6 +77,12 @@ def test_weights_with_the_classes_of_ferplus_are_measured_by_votes(tiny_csv: Pat
     assert supports == dict.fromkeys(FERPLUS_CATEGORIES, 1) | {"disgust": 0, "happiness": 0}
     with pytest.raises(SystemExit, match="--votes is needed"):
         run(tiny_csv, tiny_csv.parent / "plus")
+    with pytest.raises(SystemExit, match="--against .*plus: other classes"):
+        run(tiny_csv, weights, "--against", str(tiny_csv.parent / "plus"))
+    model.categories = (*"abcdefgh",)
+    save_pretrained(model, tiny_csv.parent / "own")
+    with pytest.raises(SystemExit, match="other classes than FER2013 or FER"):
+        run(tiny_csv, tiny_csv.parent / "own")
 
 
 def test_calibration_error_by_hand() -> None:

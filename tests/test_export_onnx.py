@@ -78,6 +78,8 @@ def test_nothing_is_written_if_the_check_fails(
             ["--weights", str(tmp_path / "weights"), "--out", str(tmp_path / "face.onnx")]
         )
     assert not (tmp_path / "face.onnx").exists()
+    with pytest.raises(SystemExit, match="there is no folder .*gone"):
+        export_onnx.main(["--out", str(tmp_path / "gone" / "face.onnx")])
 
 
 def test_the_printed_lines_read_a_photo_without_torch(

@@ -264,12 +264,16 @@ def test_bad_settings_are_named(tiny: Tiny) -> None:
     ):  # fmt: skip
         with pytest.raises(ValueError, match=f"^{setting}"):
             predict_proba(tiny, pictures(1), **{"errors": "coerce", setting: value})  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="^tta"):  # also where there is no face
+        predict_faces(tiny, np.zeros((99, 99), np.uint8), tta="tencrop")  # type: ignore[arg-type]
     assert not tiny.sizes
 
 
 def test_a_bad_model_is_named(tiny: Tiny) -> None:
     with pytest.raises(TypeError, match="got str"):
         predict_proba("fer2013", faces(1))  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="got str"):
+        predict_faces("fer2013", PORTRAITS)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="4-D"):
         predict_proba(nn.Identity(), faces(1))
 
@@ -286,6 +290,7 @@ class Gone:
     [
         (b"no picture", ValueError, "image of 10 bytes"),
         (np.full((48, 48), 7.0), ValueError, "7"),
+        (torch.full((1, 1, 48, 48), 255.0)[0], ValueError, "255"),
         ("absent.png", FileNotFoundError, "absent.png"),
         (None, TypeError, "NoneType"),
         ([1, 2], TypeError, "list"),
@@ -314,7 +319,9 @@ def test_a_row_of_nan_from_the_real_network(vgg: ImprovedVGG19) -> None:
     x = faces(4)
     expected = predict_proba(vgg, x)
     x[1, 0, 5, 5] = torch.nan
-    found = predict_proba(vgg, x)
+    with pytest.raises(ValueError, match=r"^images\[1\]: .*\[0, 1\]"):
+        predict_proba(vgg, x)
+    found = predict_proba(vgg, x, errors="coerce")
     assert found[1].isnan().all()
     same(found[[0, 2, 3]], expected[[0, 2, 3]])
 

@@ -57,6 +57,13 @@ def test_one_histogram_a_face_a_box_on_each_and_nothing_overlaps(count: int) -> 
     assert pyplot.get_fignums() == []
 
 
+def test_a_large_photo_is_drawn_smaller_in_its_own_coordinates() -> None:
+    (axes,) = plot_faces(torch.rand(3, 30, 4000), []).axes
+    (image,) = axes.images
+    assert image.get_array().shape == (15, 2000, 3)
+    assert image.get_extent() == [-0.5, 3999.5, 29.5, -0.5]
+
+
 def test_boxes_and_labels_alone() -> None:
     sky = np.full((300, 400, 3), 90, np.uint8)
     first, second = (replace(f, box=b) for f, b in zip(make_faces(2), BOXES, strict=True))
@@ -68,6 +75,9 @@ def test_boxes_and_labels_alone() -> None:
         assert not changed[y0 + 20 : y1 - 5, x0 + 5 : x1 - 5].any()
     labels = changed[: BOXES[0][1] - 2]  # also of the one at the edge
     assert labels[:, :200].any() and labels[:, 200:].any()
+    drawn[:] = 0  # it is the caller's own
+    boxes = draw_faces(sky, [replace(first, label=None, confidence=None)])
+    assert (boxes != sky).any() and (boxes[: BOXES[0][1] - 2] == sky[: BOXES[0][1] - 2]).all()
     gray = draw_faces(np.full((300, 400), 90, np.uint8), [])
     assert (gray == sky).all()
 

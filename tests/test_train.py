@@ -138,6 +138,10 @@ def test_wrong_arguments_are_named(whole: Path, tiny: Path, tmp_path: Path) -> N
         ([*new, *TINY, "--batch-size", "64"], "--batch-size 64"),
         ([*new, *TINY, "--freeze", "6"], "--freeze 6"),
         ([*new, *TINY, "--init", "nowhere"], "--init nowhere"),
+        ([*new, *TINY, "--epochs", "-1"], "epochs must be at least 0"),
+        ([*new, *TINY, "--epochs", "0"], "--epochs 0 keeps .* --init"),
+        ([*new, *TINY, "--sizes", "7x8"], "sizes must be"),
+        ([*new, *TINY, "--holdout", "2"], "--holdout is a share"),
         ([*new, *TINY, "--teachers", "ckplus"], "categories"),
         ([*new, *TINY, "--init", str(whole / "weights"), "--arch", "vgg19"], "other layers"),
     ):

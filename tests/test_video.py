@@ -101,11 +101,14 @@ def test_each_frame_is_read_as_a_photo_is(clip: Path, model: ImprovedVGG19) -> N
     assert moved == pytest.approx(36, abs=4)
 
 
-def test_probabilities_are_smoothed_over_the_past(clip: Path, model: ImprovedVGG19) -> None:
+@pytest.mark.parametrize("smooth", [0.2, math.inf])
+def test_probabilities_are_smoothed_over_the_past(
+    clip: Path, model: ImprovedVGG19, smooth: float
+) -> None:
     total, mean = 0.0, np.zeros(7)
-    for frame in predict_video(model, clip, smooth=0.2, every=2):
+    for frame in predict_video(model, clip, smooth=smooth, every=2):
         for face in frame.faces:
-            total = 1 + total * math.exp(-0.1 / 0.2)
+            total = 1 + total * math.exp(-0.1 / smooth)
             mean += (np.array(list(face.raw.values())) - mean) / total
             assert face.probabilities is not None and face.confidence is not None
             assert list(face.probabilities.values()) == pytest.approx(mean.tolist(), abs=1e-6)

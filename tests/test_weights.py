@@ -279,8 +279,16 @@ def test_saving_refuses_what_could_not_be_loaded(tmp_path: Path) -> None:
         model.classifier.weight[0, 0] = 1e5
     with pytest.raises(ValueError, match=r"classifier\.weight has values that are not finite"):
         save_pretrained(model, tmp_path)
+    head = model.classifier
+    model.classifier = torch.nn.Sequential(torch.nn.Linear(64, 8), torch.nn.Linear(8, 3))
+    with pytest.raises(ValueError, match="layers are not those of"):
+        save_pretrained(model, tmp_path)
+    model.classifier = head
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        save_pretrained(model, tmp_path, dtype=torch.float32, metrics={"loss": float("nan")})
     assert list(tmp_path.iterdir()) == []
-    save_pretrained(model, tmp_path, dtype=torch.float32)
+    metrics: Any = {"accuracy": torch.tensor(0.5)}
+    save_pretrained(model, tmp_path, dtype=torch.float32, metrics=metrics)
     assert load_pretrained(tmp_path).classifier.weight[0, 0] == 1e5
 
 

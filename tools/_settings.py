@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,6 +57,13 @@ class Settings(Augmentation):
     ahead: bool = True  # on a GPU: all batches of an epoch are made at its start
     graph: bool = True  # on a GPU: the step is one CUDA graph
     compile: bool = False  # torch.compile: half as fast again on a GPU, 20 seconds at the start
+
+    def __post_init__(self) -> None:
+        for name, least in (("epochs", 0), ("batch_size", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        if not re.fullmatch(r"(\d+x\d+,)*\d+", self.sizes):
+            raise ValueError(f"sizes must be as 44, or as 32x20,44, got {self.sizes}")
 
     def network(self) -> ImprovedVGG19:
         """A fresh network for seven classes."""
@@ -149,7 +157,10 @@ def parse_run(
         raise SystemExit(f"{out} is not empty: give another --out, or --resume {out}")
     for name in given.keys() & set(paths):  # --resume may be called from another folder
         given[name] = str(Path(given[name]).resolve())
-    return kind(**{**recipes[recipe], **given}), out
+    try:
+        return kind(**{**recipes[recipe], **given}), out
+    except ValueError as error:
+        raise SystemExit(str(error)) from error
 
 
 def load_init(name: str, flag: str = "--init") -> ImprovedVGG19:

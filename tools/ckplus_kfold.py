@@ -76,6 +76,8 @@ def parse(arguments: list[str] | None) -> tuple[Config, Path]:
     config, out = parse_run(__doc__, arguments, Config, RECIPES, paths=("data", "result"))
     if config.result and (config.protocol != "all" or not Path(config.result).is_file()):
         raise SystemExit("--result takes the result.json of folds, and is for --protocol all")
+    if not config.epochs:
+        raise SystemExit("--epochs counts from 1")
     return config, out
 
 

@@ -26,13 +26,15 @@ import torch
 import torch.nn.functional as F
 from _fer2013 import FERPLUS_CATEGORIES, SPLITS, Faces, hold_out, load, load_votes, relabel
 from _figures import plot_confusion, plot_reliability
+from _settings import load_init
 from scipy.optimize import minimize_scalar
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 from torch import Tensor
 from tqdm import tqdm
 
-from ferfacenet import ImprovedVGG19, load_pretrained, predict_proba
+from ferfacenet import ImprovedVGG19, predict_proba
 from ferfacenet.fast import Precision, fast_forward
+from ferfacenet.model import FER2013_CATEGORIES
 from ferfacenet.transforms import TTA, views
 from ferfacenet.weights import write_atomically
 
@@ -127,9 +129,14 @@ def choose(
 
 
 def votes_for(model: ImprovedVGG19, votes: Path | None) -> Path | None:
-    """The ``votes`` if they are what ``model`` is measured by; SystemExit if they are missing."""
-    if model.categories != FERPLUS_CATEGORIES:
+    """The ``votes`` if they are what ``model`` is measured by; SystemExit if they are missing, or
+    the data have no labels for it."""
+    if model.categories == FER2013_CATEGORIES:
         return None
+    if model.categories != FERPLUS_CATEGORIES:
+        raise SystemExit(
+            f"these weights have other classes than FER2013 or FER+: {model.categories}"
+        )
     if not votes:
         raise SystemExit("these weights have the classes of FER+: --votes is needed, its votes")
     return votes
@@ -217,14 +224,16 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if not 0 <= options.holdout < 1:
         parser.error("--holdout is a share, from 0 to 1")
-    model = load_pretrained(options.weights, device=options.device)
+    model = load_init(options.weights, "--weights").to(options.device)
     votes = votes_for(model, options.votes)
     part, fresh = choose(load(options.data), options.split, options.holdout, votes)
     logits = crop_logits(model, part.images, precision=options.precision)
     split = f"Hold-out {options.holdout:g} of Training" if options.holdout else options.split
     result = {"split": split} | evaluate(part, fresh, model, logits, options.fit_temperature)
     if options.against:
-        other = load_pretrained(options.against, device=options.device)
+        other = load_init(options.against, "--against").to(options.device)
+        if other.categories != model.categories:
+            raise SystemExit(f"--against {options.against}: other classes than --weights has")
         found = crop_logits(other, part.images, "other crops", options.precision)
         result["decisions_that_differ"] = count_differences(logits, found)
         said, wanted = (

@@ -21,9 +21,10 @@ from typing import Any
 
 import onnxruntime
 import torch
+from _settings import load_init
 from torch import Tensor, nn
 
-from ferfacenet import ImprovedVGG19, load_pretrained, predict_proba
+from ferfacenet import ImprovedVGG19, predict_proba
 from ferfacenet.detector import load_detector
 from ferfacenet.transforms import SIZE, TTA, views
 from ferfacenet.weights import write_atomically
@@ -140,8 +141,10 @@ def main(arguments: list[str] | None = None) -> None:
     beside = options.out.with_name("yunet.onnx")
     if beside == options.out:
         raise SystemExit(f"--out {options.out}: the detector's file has this name")
+    if not options.out.parent.is_dir():
+        raise SystemExit(f"--out {options.out}: there is no folder {options.out.parent}")
     tta = None if options.tta == "none" else options.tta
-    model = load_pretrained(options.weights)
+    model = load_init(options.weights, "--weights")
     data, detector = export(model, tta), export_detector()
     worst = check(data, model, tta)
     check_detector(detector)

@@ -119,6 +119,10 @@ def parse(arguments: list[str] | None = None) -> tuple[Config, Path]:
         raise SystemExit("--embedding-weight is about --consistent teachers (or give 0)")
     if config.every < 1:
         raise SystemExit("--every counts epochs, from 1")
+    if not config.epochs and not config.init:
+        raise SystemExit("--epochs 0 keeps the network of --init: name one")
+    if not 0 <= config.holdout < 1:
+        raise SystemExit("--holdout is a share, from 0 to 1")
     return config, out
 
 
