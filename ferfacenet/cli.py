@@ -189,14 +189,14 @@ def _plot_paths(out: Path | None, paths: Sequence[Path], video: bool) -> dict[Pa
 
     known: Iterable[str] = new_figure().canvas.get_supported_filetypes()
     known = WRITABLE if video else known
-    if len(paths) == 1 and out.suffix and not out.is_dir():
+    if out.suffix and not out.is_dir():
+        if len(paths) > 1:
+            raise ValueError(f"--plot {out}: for {len(paths)} files name a folder")
         if out.suffix[1:].lower() not in known:
             raise ValueError(f"--plot {out}: the name must end in one of {', '.join(known)}")
         if not out.parent.is_dir():
             raise ValueError(f"--plot {out}: there is no folder {out.parent}")
         plots = {paths[0]: out}
-    elif out.suffix and not out.is_dir():
-        raise ValueError(f"--plot {out}: for {len(paths)} files name a folder")
     else:
         out.mkdir(parents=True, exist_ok=True)
         names, suffix = [path.stem for path in paths], ".mp4" if video else ".png"

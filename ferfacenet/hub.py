@@ -19,9 +19,9 @@ from ferfacenet.weights import (
     REINSTALL,
     WEIGHTS_FILE,
     DamagedError,
-    SkipInit,
     WeightsError,
     as_weights_error,
+    build_empty,
     printable,
     read_config,
     read_model,
@@ -69,8 +69,7 @@ def list_pretrained() -> dict[str, PretrainedInfo]:
     found = {}
     for name, entry in _registry().items():
         config = read_config(_BUNDLED / name / CONFIG_FILE, entry["config_sha256"], REINSTALL)
-        with torch.device("meta"), SkipInit():
-            model = ImprovedVGG19(**config.model_args)
+        model = build_empty(config.model_args, "meta")
         bundled = (_BUNDLED / name / WEIGHTS_FILE).is_file()
         found[name] = PretrainedInfo(
             categories=config.categories,

@@ -133,8 +133,7 @@ def read_model(path: Path, config: WeightsConfig, remedy: str = _SAVE_AGAIN) -> 
             while piece := file.read(1 << 20):
                 digest.update(piece)
         _check_sha256(digest.hexdigest(), config.weights_sha256)
-        with SkipInit():
-            model = ImprovedVGG19(**config.model_args).float()
+        model = build_empty(config.model_args, "cpu").float()
         model.load_state_dict(safetensors.torch.load_file(path))
         model.categories = config.categories
         for name in CALIBRATION:
@@ -142,7 +141,13 @@ def read_model(path: Path, config: WeightsConfig, remedy: str = _SAVE_AGAIN) -> 
         return model.eval()
 
 
-class SkipInit(TorchFunctionMode):
+def build_empty(model_args: Mapping[str, Any], device: str) -> ImprovedVGG19:
+    """The network of these arguments, its weights not initialised."""
+    with torch.device(device), _SkipInit():
+        return ImprovedVGG19(**model_args)
+
+
+class _SkipInit(TorchFunctionMode):
     """Leaves random initialisation out: it costs time, and draws from the global generator."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -217,8 +222,7 @@ def save_pretrained(
     }
     if model.width != 1:
         model_args["width"] = model.width
-    with torch.device("meta"), SkipInit():
-        built = ImprovedVGG19(**model_args).state_dict()
+    built = build_empty(model_args, "meta").state_dict()
     if {key: t.shape for key, t in tensors.items()} != {
         key: t.shape for key, t in built.items() if key not in CALIBRATION
     }:

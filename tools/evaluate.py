@@ -225,16 +225,16 @@ def main(arguments: list[str] | None = None) -> None:
     if not 0 <= options.holdout < 1:
         parser.error("--holdout is a share, from 0 to 1")
     model = load_init(options.weights, "--weights").to(options.device)
+    other = load_init(options.against, "--against") if options.against else None
+    if other and other.categories != model.categories:
+        raise SystemExit(f"--against {options.against}: other classes than --weights has")
     votes = votes_for(model, options.votes)
     part, fresh = choose(load(options.data), options.split, options.holdout, votes)
     logits = crop_logits(model, part.images, precision=options.precision)
     split = f"Hold-out {options.holdout:g} of Training" if options.holdout else options.split
     result = {"split": split} | evaluate(part, fresh, model, logits, options.fit_temperature)
-    if options.against:
-        other = load_init(options.against, "--against").to(options.device)
-        if other.categories != model.categories:
-            raise SystemExit(f"--against {options.against}: other classes than --weights has")
-        found = crop_logits(other, part.images, "other crops", options.precision)
+    if other:
+        found = crop_logits(other.to(options.device), part.images, "other crops", options.precision)
         result["decisions_that_differ"] = count_differences(logits, found)
         said, wanted = (
             average(of[:, VIEWS["flip"]], network.temperature.item())
