@@ -35,9 +35,10 @@ _MAX_FRAME = 480
 
 # A square is a face crop already if it is no larger than this; or if it is gray, and the side of
 # its face's box is at least this share of its own, and the box's middle at most so far from its
-# own, in its sides: so it is with 95 % of FER2013's when they are enlarged.
+# own, in its sides: so it is with 95 % of FER2013's when they are enlarged. The face may be turned
+# by quarters, and beyond them by so many degrees, three standard deviations of FER2013's.
 SMALL_CROP = 64
-_CROP_SHARE, _CROP_SHIFT = 0.64, 0.17
+_CROP_SHARE, _CROP_SHIFT, _CROP_ROLL = 0.64, 0.17, 27.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,13 +124,15 @@ def find_faces(
     keep_crops: bool = True,
 ) -> list[Face]:
     """As ``detect_faces``, of (1 or 3, H, W) as ``decode`` returns it, by a detector on
-    ``device``; a picture that is a face crop already is taken as it is if ``keep_crops``."""
+    ``device``; a picture that is a face crop already is taken as it is, but turned upright by
+    quarters, if ``keep_crops``."""
     check_limits(min_size, min_score, max_faces)
     picture = to_rgb(pixels)
     found = find_poses(picture, min_size, min_score, max_faces, device or torch.device("cpu"))
     faces = [frame_face(picture, pose) for pose in found]
     if faces and keep_crops and _is_crop(picture, found[0]):
-        return [replace(faces[0], crop=resize(to_gray(pixels)))]
+        upright = torch.rot90(pixels, round(found[0].roll / 90), (1, 2))
+        return [replace(faces[0], crop=resize(to_gray(upright)))]
     return faces
 
 
@@ -294,6 +297,7 @@ def _is_crop(picture: Tensor, pose: Pose) -> bool:
     return (
         pose.side >= _CROP_SHARE * width
         and bool((pose.middle / width - 0.5).abs().max() <= _CROP_SHIFT)
+        and abs((pose.roll + 45) % 90 - 45) <= _CROP_ROLL
         and bool((picture[:1] == picture[1:]).all())
     )
 

@@ -228,6 +228,22 @@ def test_only_what_is_framed_as_fer2013_is_taken_as_it_is(portrait: Array) -> No
         assert not torch.equal(preprocess(crop), preprocess(crop, align=False))
 
 
+def test_a_face_crop_that_is_turned_is_turned_back(portrait: Array) -> None:
+    """By quarters, and otherwise framed anew where it is tilted more than FER2013's are."""
+    gray = Image.fromarray(portrait).convert("L")
+    crop = square(np.array(gray))
+    for quarters in range(4):
+        turned = np.rot90(crop, quarters).copy()
+        assert torch.equal(preprocess(turned), preprocess(crop, align=False))
+        assert torch.equal(detect_faces(turned)[0].crop, preprocess(turned))
+    x0, y0, x1, y1 = detect_faces(portrait)[0].box
+    middle = (x0 + x1) / 2, (y0 + y1) / 2
+    for tilt in (-40, 40):
+        crop = square(np.array(gray.rotate(tilt, Image.Resampling.BICUBIC, center=middle)))
+        assert not torch.equal(preprocess(crop), preprocess(crop, align=False))
+        assert close(detect_faces(crop)[0], detect_faces(portrait)[0])
+
+
 def test_a_square_up_to_64_pixels_is_a_face_crop() -> None:
     noise = np.random.default_rng(0).integers(0, 256, (64, 64), dtype=np.uint8)
     assert torch.equal(preprocess(noise), preprocess(noise, align=False))
