@@ -30,8 +30,8 @@ def improved_vgg19(weights: str = "fer2013", **options: object) -> ImprovedVGG19
             as ``ferfacenet.load_pretrained`` takes them.
 
     Returns:
-        A module that takes pixels in [0, 1], (N, 1, H, W) with H, W >= 32, as ``preprocess``
-        makes them, and returns logits (N, 7) in the order of its ``categories``;
+        A module that takes pixels in [0, 1], (N, 1, 48, 48) as ``preprocess`` makes them (or
+        another size, H, W >= 32), and returns logits (N, 7) in the order of its ``categories``;
         ``model(x).softmax(1)`` is calibrated.
     """
     from ferfacenet import load_pretrained

@@ -7,6 +7,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+import ferfacenet.threads  # noqa: F401  # a process that has a network may fork
+
 #: FER2013's label order; also the order of the output columns.
 FER2013_CATEGORIES = (
     "anger",
@@ -28,6 +30,14 @@ CALIBRATION = ("mean", "std", "temperature")
 _BLOCKS = ((2, 64), (2, 128), (4, 256), (4, 512), (4, 512))
 
 Pool = Literal["max", "avg"]
+
+
+def cut_centre(x: Tensor) -> Tensor:
+    """The centre 44x44 of prepared faces (..., 48, 48); views of any other size as they are."""
+    height, width = x.shape[-2:]
+    # A sum where an "if" would do: torch.jit.trace would keep one of its branches for all sizes.
+    edge = 2 * ((height == 48) & (width == 48))
+    return x[..., edge : height - edge, edge : width - edge]
 
 
 class ImprovedVGG19(nn.Module):
@@ -61,7 +71,9 @@ class ImprovedVGG19(nn.Module):
         width: all channels are multiplied by this and rounded to a multiple of 8; 1 is the paper's.
 
     Shape:
-        (N, in_channels, H, W) float, pixels in [0, 1], H, W >= 32, to logits (N, num_classes).
+        (N, in_channels, H, W) float, pixels in [0, 1], H, W >= 32, to logits (N, num_classes). In
+        eval mode what ``preprocess`` makes, 48x48, is cut to its centre, on views of whose 44x44
+        the network is trained (IV-C): ``model(preprocess(p)[None])`` is the whole job.
 
     Attributes:
         categories: names of the output classes, or None if the model was not given any;
@@ -110,7 +122,7 @@ class ImprovedVGG19(nn.Module):
                 layers += [
                     nn.Conv2d(channels, wide, 3, padding=1),
                     nn.BatchNorm2d(wide),
-                    nn.ReLU(inplace=True),
+                    nn.ReLU(),
                 ]
                 channels = wide
             layers.append(nn.MaxPool2d(2) if pool == "max" else nn.AvgPool2d(2))
@@ -164,7 +176,7 @@ class ImprovedVGG19(nn.Module):
         if self.hidden_features is not None and num_classes:
             layers = [
                 nn.Linear(width, self.hidden_features),
-                nn.ReLU(inplace=True),
+                nn.ReLU(),
                 nn.Dropout(self.dropout.p),
             ]
             width = self.hidden_features
@@ -189,6 +201,7 @@ class ImprovedVGG19(nn.Module):
             )
         if not x.is_floating_point():
             raise TypeError(f"ImprovedVGG19 needs float pixels in [0, 1], got {x.dtype}")
+        x = x if self.training else cut_centre(x)
         features: Tensor = self.features((x - self.mean) / self.std)
         return features
 

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import faces, lively
+from conftest import PHOTO, faces, lively
 from torch import Tensor, nn
 
 import ferfacenet.model
-from ferfacenet import ImprovedVGG19
+from ferfacenet import ImprovedVGG19, load_pretrained, predict_proba, preprocess
 from ferfacenet.model import CALIBRATION, FER2013_CATEGORIES, MEAN, STD
 
 #: The paper's channels, in the order of its 16 convolutions.
@@ -76,6 +76,32 @@ def test_shapes(model: ImprovedVGG19, height: int, width: int) -> None:
     assert features.shape == (2, model.num_features, height // 32, width // 32)
     assert model.forward_head(features).shape == (2, 7)
     assert model(torch.zeros(0, 1, height, width)).shape == (0, 7)
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::FutureWarning")
+def test_what_preprocess_makes_is_what_the_model_takes() -> None:
+    """In eval mode, however it is exported; in training all 48x48 pixels are seen."""
+    model, face = load_pretrained("fer2013-small"), preprocess(PHOTO)[None]
+    expected = predict_proba(model, face, tta=None, precision="float32")
+    for own in (model, torch.jit.trace(model, face), export(model, face.expand(2, -1, -1, -1))):
+        assert torch.allclose(own(face).softmax(1), expected, atol=1e-4)
+    embedding = model.forward_head(model.forward_features(face), pre_logits=True)
+    assert close(embedding, model.forward_features(face[..., 2:46, 2:46]).mean((2, 3)))
+    model.dropout.p = 0.0
+    whole = model.features((face - model.mean) / model.std).mean((2, 3))
+    assert not close(whole, embedding)
+    for layer in model.modules():
+        layer.training = layer is model  # BatchNorm stays as it is
+    assert close(model.forward_features(face).mean((2, 3)), whole)
+
+
+def test_every_layer_takes_a_full_backward_hook(x: Tensor) -> None:
+    """As Grad-CAM and captum use them."""
+    model, seen = lively(ImprovedVGG19(width=SMALL, hidden_features=8)), set()
+    for name, layer in model.named_modules():
+        layer.register_full_backward_hook(lambda *_, name=name: seen.add(name))
+    model(x.clone().requires_grad_()).sum().backward()
+    assert seen == {name for name, _ in model.named_modules()}
 
 
 def test_bad_inputs(model: ImprovedVGG19) -> None:
