@@ -217,3 +217,15 @@ class ImprovedVGG19(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(N, in_channels, H, W) to logits (N, num_classes)."""
         return self.forward_head(self.forward_features(x))
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """What ``torch.compile`` made ``model`` of, and the ImprovedVGG19 in a wrapper's ``.module``
+    (``DataParallel``, ``DistributedDataParallel``, ``AveragedModel``); else ``model`` itself."""
+    inner = getattr(model, "_orig_mod", None)
+    if isinstance(inner, nn.Module):
+        return unwrap(inner)
+    inner = getattr(model, "module", None)
+    if isinstance(inner, nn.Module) and not isinstance(model, ImprovedVGG19):
+        inner = unwrap(inner)
+    return inner if isinstance(inner, ImprovedVGG19) else model

@@ -8,18 +8,19 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from ferfacenet.model import CALIBRATION, ImprovedVGG19
+from ferfacenet.model import CALIBRATION, ImprovedVGG19, unwrap
 
-CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
+CONFIG_FILE, WEIGHTS_FILE, _STAGE = "config.json", "model.safetensors", ".save_pretrained"
 _SAVE_AGAIN = "save it again with ferfacenet.save_pretrained, or fetch a whole copy"
 
 _MODEL_ARGS = {"num_classes", "in_channels", "dropout", "pool", "hidden_features", "width"}
@@ -80,6 +81,8 @@ class WeightsConfig:
                 raise ValueError(f"{key} is {value!r}, not of type {field.type}")
             if field.default not in (dataclasses.MISSING, value):
                 raise ValueError(f"{key} is {value!r}; this version reads {field.default!r}")
+            if isinstance(value, dict) and {"nan", "inf", "-inf"} & set(map(repr, value.values())):
+                raise ValueError(f"{key} is {value!r}, where a number is not finite")
             if key in _RANGES and not _RANGES[key][0] <= value <= _RANGES[key][1]:
                 raise ValueError(f"{key} is {value!r}, not from {_RANGES[key]}")
         if not re.fullmatch("[0-9a-f]{64}", self.weights_sha256):
@@ -115,9 +118,8 @@ def read_config(path: Path, sha256: str | None = None, remedy: str = _SAVE_AGAIN
     """The checked ``config.json`` at ``path``; a WeightsError, which ends with ``remedy``, if it
     is missing or wrong, a DamagedError if its sha256 is not the given one or it is no JSON."""
     with as_weights_error(path, remedy):
-        data = path.read_bytes()
-        _check_sha256(hashlib.sha256(data).hexdigest(), sha256)
-        return WeightsConfig.from_json(data)
+        check_file(path, sha256, limit=1 << 20)
+        return WeightsConfig.from_json(path.read_bytes())
 
 
 def read_model(path: Path, config: WeightsConfig, remedy: str = _SAVE_AGAIN) -> ImprovedVGG19:
@@ -128,13 +130,14 @@ def read_model(path: Path, config: WeightsConfig, remedy: str = _SAVE_AGAIN) -> 
 
     # Any device or dtype that the caller has made the default is not meant for this.
     with as_weights_error(path, remedy), torch.device("cpu"):
-        digest = hashlib.sha256()
-        with path.open("rb", buffering=0) as file:
-            while piece := file.read(1 << 20):
-                digest.update(piece)
-        _check_sha256(digest.hexdigest(), config.weights_sha256)
+        staged = path.parent / _STAGE / path.name  # where a save was killed at its last step
+        with contextlib.suppress(DamagedError, OSError):
+            check_file(staged, config.weights_sha256)
+            path = staged
+        check_file(path, config.weights_sha256)
         model = build_empty(config.model_args, "cpu").float()
         model.load_state_dict(safetensors.torch.load_file(path))
+        _check_values(model.state_dict())
         model.categories = config.categories
         for name in CALIBRATION:
             getattr(model, name).fill_(getattr(config, name))
@@ -143,11 +146,11 @@ def read_model(path: Path, config: WeightsConfig, remedy: str = _SAVE_AGAIN) -> 
 
 def build_empty(model_args: Mapping[str, Any], device: str) -> ImprovedVGG19:
     """The network of these arguments, its weights not initialised."""
-    with torch.device(device), _SkipInit():
+    with torch.device(device), SkipInit():
         return ImprovedVGG19(**model_args)
 
 
-class _SkipInit(TorchFunctionMode):
+class SkipInit(TorchFunctionMode):
     """Leaves random initialisation out: it costs time, and draws from the global generator."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -156,9 +159,26 @@ class _SkipInit(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def _check_sha256(found: str, expected: str | None) -> None:
-    if expected not in (None, found):
-        raise DamagedError(f"its sha256 is {found}, not {expected}: it is damaged or changed")
+def check_file(path: Path, sha256: str | None, limit: int = 32 << 30) -> None:
+    """A DamagedError if this is no file (a FIFO would be waited for, and a device may have no end),
+    has more bytes than ``limit`` (the widest network has 20 GB) or another sha256."""
+    if path.stat().st_size > limit or not path.is_file():
+        raise DamagedError(f"it is no file of at most {limit:,} bytes")
+    digest = hashlib.sha256()
+    with path.open("rb", buffering=0) as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    if sha256 not in (None, found := digest.hexdigest()):
+        raise DamagedError(f"its sha256 is {found}, not {sha256}: it is damaged or changed")
+
+
+def _check_values(tensors: Mapping[str, Tensor]) -> None:
+    for key, value in tensors.items():
+        low, high = value.aminmax()
+        if not (low.isfinite() and high.isfinite()):
+            raise ValueError(f"{key} has values that are not finite as {value.dtype}")
+        if low < 0 and key.endswith("running_var"):
+            raise ValueError(f"{key} has values below 0")
 
 
 @contextlib.contextmanager
@@ -178,7 +198,7 @@ def printable(error: Exception) -> str:
 
 
 def save_pretrained(
-    model: ImprovedVGG19,
+    model: nn.Module,
     folder: str | os.PathLike[str],
     *,
     metrics: Mapping[str, float] | None = None,
@@ -190,69 +210,106 @@ def save_pretrained(
 ) -> WeightsConfig:
     """Write ``config.json`` and ``model.safetensors``, so that ``load_pretrained`` reads them.
 
-    The config, which is returned, gets the model's ``categories``, ``mean``, ``std`` and
-    ``temperature`` and what is given here (see WeightsConfig). Weights of convolutions and linear
-    layers are stored as ``dtype`` (float16, bfloat16 or float32), all else as float32. Each file
-    appears whole or not at all, and an interruption leaves a pair that is not loaded.
+    The model may be in a wrapper (``DataParallel``, ``AveragedModel``, ``torch.compile``'s). The
+    config, which is returned, gets its ``categories``, ``mean``, ``std`` and ``temperature`` and
+    what is given here (see WeightsConfig). Weights of convolutions and linear layers are stored as
+    ``dtype`` (float16, bfloat16 or float32), all else as float32. Wherever it is interrupted, the
+    folder is loaded as it was before, or as it is saved here.
 
     Raises:
-        ValueError: the model has no categories, a weight is not finite in ``dtype``, or layers
-            are not the constructor's, so that the files could not be loaded.
+        TypeError: the model is no ImprovedVGG19.
+        ValueError: the model has no categories, a weight has no value or is not finite in
+            ``dtype``, or layers are not the constructor's, so that the files could not be loaded.
     """
     import safetensors.torch
 
+    model = unwrap(model)
+    if not isinstance(model, ImprovedVGG19):
+        raise TypeError(f"model must be an ImprovedVGG19, got {type(model).__name__}")
     if model.categories is None:
         raise ValueError("model.categories is None; set it to the names of the classes")
     if dtype not in (torch.float16, torch.bfloat16, torch.float32):
         raise ValueError(f"dtype must be float16, bfloat16 or float32, got {dtype}")
-    tensors = {key: value for key, value in model.state_dict().items() if key not in CALIBRATION}
-    for key, value in tensors.items():
-        if value.is_floating_point():
-            value = value.to(dtype if value.ndim > 1 else torch.float32)
-            if not value.isfinite().all():
-                raise ValueError(f"{key} has values that are not finite as {value.dtype}")
-        tensors[key] = value.cpu().contiguous()
-    data = safetensors.torch.save(tensors, metadata={"format": "pt"})
     model_args: dict[str, Any] = {
         "num_classes": model.num_classes,
-        "in_channels": next(model.parameters()).shape[1],
+        "in_channels": next(p for p in model.parameters() if p.ndim == 4).shape[1],
         "dropout": model.dropout.p,
         "pool": "avg" if isinstance(model.features[6], nn.AvgPool2d) else "max",
         "hidden_features": model.hidden_features,
     }
     if model.width != 1:
         model_args["width"] = model.width
-    built = build_empty(model_args, "meta").state_dict()
-    if {key: t.shape for key, t in tensors.items()} != {
-        key: t.shape for key, t in built.items() if key not in CALIBRATION
-    }:
-        raise ValueError(f"the model's layers are not those of ImprovedVGG19(**{model_args})")
+    tensors, built = model.state_dict(), build_empty(model_args, "meta").state_dict()
+    shapes = {key: getattr(value, "shape", None) for key, value in tensors.items()}
+    if shapes != {key: value.shape for key, value in built.items()}:
+        raise ValueError(
+            f"the model's layers are not those of ImprovedVGG19(**{model_args}); "
+            "where they are pruned, call torch.nn.utils.prune.remove(layer, 'weight') first"
+        )
+    tensors = {key: value for key, value in tensors.items() if key not in CALIBRATION}
+    for key, value in tensors.items():
+        if value.is_meta:
+            raise ValueError(f"{key} has no values, on the meta device: load the model whole first")
+        if value.is_floating_point():
+            value = value.to(dtype if value.ndim > 1 else torch.float32)
+        tensors[key] = value.cpu().contiguous()
+    _check_values(tensors)
+    data = safetensors.torch.save(tensors, metadata={"format": "pt"})
     # As many digits as a float32 has, so that 0.5077 stays 0.5077.
     calibration: dict[str, Any] = {n: float(f"{getattr(model, n):.7g}") for n in CALIBRATION}
+    figures = {key: float(value) for key, value in (metrics or {}).items()}
     config = WeightsConfig(
-        model_args=model_args,
-        weights_sha256=hashlib.sha256(data).hexdigest(),
-        categories=tuple(model.categories),
-        **calibration,
-        metrics={key: float(value) for key, value in (metrics or {}).items()},
-        license=license,
-        trained_on=trained_on,
-        selected_on=selected_on,
+        model_args, hashlib.sha256(data).hexdigest(), tuple(model.categories), **calibration,
+        metrics=figures, license=license, trained_on=trained_on, selected_on=selected_on,
         dataset_license=dataset_license,
-    )
+    )  # fmt: skip
     text = config.to_json()  # before anything is written over
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / WEIGHTS_FILE, data)
-    write_atomically(folder / CONFIG_FILE, text)
+    _replace_files(Path(folder), data, text)
     return config
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write ``data`` beside ``path`` and move it there, so that it is never seen half-written."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+def _replace_files(folder: Path, weights: bytes, config: bytes) -> None:
+    """By way of a folder in it, whose weights move to their place when the config is there. Others
+    who save into the folder wait, where the system can lock it (Windows cannot)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    stage = folder / _STAGE
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(ImportError, OSError):
+            import fcntl
+
+            stack.callback(os.close, descriptor := os.open(folder, os.O_RDONLY))
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            stack.callback(fcntl.flock, descriptor, fcntl.LOCK_UN)  # in forked processes, too
+        _clear_stage(folder)  # of a save that was killed
+        stack.callback(_clear_stage, folder)
+        stage.mkdir()
+        write_atomically(stage / WEIGHTS_FILE, weights)
+        write_atomically(folder / CONFIG_FILE, config, stage)
+
+
+def _clear_stage(folder: Path) -> None:
+    """Take the weights there to their place, if the config is theirs, and remove what is left."""
+    staged, fits = folder / _STAGE / WEIGHTS_FILE, False
+    with contextlib.suppress(WeightsError, OSError):
+        check_file(staged, read_config(folder / CONFIG_FILE).weights_sha256)
+        fits = True
+    if fits:
+        staged.replace(folder / WEIGHTS_FILE)
+    shutil.rmtree(folder / _STAGE, ignore_errors=True)
+
+
+def write_atomically(path: Path, data: bytes, stage: Path | None = None) -> None:
+    """Write ``data`` beside ``path``, or into another folder, and move it there, so that it is
+    never seen half-written, nor found so after a power cut."""
+    temporary = (stage or path.parent) / f".{path.name}.{uuid.uuid4().hex}"
     try:
-        temporary.write_bytes(data)
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
         temporary.replace(path)
+        with contextlib.suppress(OSError), contextlib.ExitStack() as stack:  # not on Windows
+            stack.callback(os.close, descriptor := os.open(path.parent, os.O_RDONLY))
+            os.fsync(descriptor)
     finally:
         temporary.unlink(missing_ok=True)

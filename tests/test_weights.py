@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
+import os
 import pickle
+import resource
 import shutil
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +19,12 @@ import safetensors.torch
 import torch
 from conftest import PEAK, assert_whole, flip, run
 from safetensors import safe_open
-from torch import Tensor
+from torch import Tensor, distributed, nn
+from torch.nn.utils import prune
+from torch.optim.swa_utils import AveragedModel
 
 from ferfacenet import ImprovedVGG19, WeightsError, load_pretrained, save_pretrained
-from ferfacenet.model import CALIBRATION, FER2013_CATEGORIES
+from ferfacenet.model import CALIBRATION, FER2013_CATEGORIES, unwrap
 from ferfacenet.weights import CONFIG_FILE, WEIGHTS_FILE, WeightsConfig
 
 METRICS = {"PublicTest flip accuracy": 0.7}
@@ -152,6 +158,8 @@ def test_loading_draws_no_random_number_and_asks_no_default(
         ({"std": 0}, "std is 0"),
         ({"temperature": -1.0}, r"temperature is -1\.0"),
         ({"metrics": [1]}, "metrics is"),
+        ({"metrics": {"loss": float("inf")}}, "metrics is .*not finite"),
+        ({"dropout": float("nan")}, "model_args is .*not finite"),
         ({"weights_sha256": "ABC"}, "weights_sha256 is 'ABC'"),
         ({"categories": "anger"}, "categories is 'anger'"),
         ({"categories": [[1], 2, 3, 4, 5, 6, 7]}, "categories is .*not 7"),
@@ -211,9 +219,13 @@ def test_model_args_that_do_not_fit(changes: dict[str, Any], message: str, folde
         (lambda t: t.update({"ex\x1btra": torch.ones(1)}), r"Unexpected key.*ex\\x1btra"),
         (lambda t: t.update({"classifier.bias": torch.ones(1)}), r"classifier\.bias.*\[1\]"),
         (lambda t: t.clear(), "Missing key"),
+        (lambda t: t["features.0.weight"][3].fill_(torch.nan), r"features\.0\.weight .*not finite"),
+        (lambda t: t.update({"classifier.bias": Tensor([2e38] * 7).double() * 9}), "finite"),
+        (lambda t: t["features.1.running_mean"].fill_(-torch.inf), r"1\.running_mean .*not finite"),
+        (lambda t: t["features.1.running_var"][:1].fill_(-1e-9), r"1\.running_var .*below 0"),
     ],
 )
-def test_keys_and_shapes_match_strictly(
+def test_keys_shapes_and_values_match_strictly(
     change: Callable[[dict[str, Tensor]], Any], message: str, folder: Path
 ) -> None:
     tensors = safetensors.torch.load_file(folder / WEIGHTS_FILE)
@@ -246,6 +258,25 @@ def test_damaged_and_strange_files(damage: Callable[[bytes], bytes], folder: Pat
         load_pretrained(folder)
 
 
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("name", [CONFIG_FILE, WEIGHTS_FILE])
+@pytest.mark.parametrize(
+    "make",
+    [
+        os.mkfifo,
+        Path.mkdir,
+        lambda path: path.symlink_to("/dev/zero"),
+        lambda path: path.touch() or os.truncate(path, 1 << 36),
+    ],
+    ids=["FIFO", "folder", "device", "64 GiB"],
+)
+def test_what_is_no_file_or_too_large(make: Callable[[Path], Any], name: str, folder: Path) -> None:
+    (folder / name).unlink()
+    make(folder / name)
+    with pytest.raises(WeightsError, match=rf"^{folder / name}: it is no file of at most .* bytes"):
+        load_pretrained(folder)
+
+
 @pytest.mark.parametrize("name", ["weights.pt", "weights", WEIGHTS_FILE])
 def test_pickles_are_never_run(name: str, folder: Path) -> None:
     class Bomb:
@@ -259,6 +290,54 @@ def test_pickles_are_never_run(name: str, folder: Path) -> None:
     with pytest.raises(WeightsError, match="header"):
         load_pretrained(folder)
     assert not (folder / "exploded").exists()
+
+
+@pytest.fixture
+def group(tmp_path: Path) -> Iterator[None]:
+    """This process, as all of its distributed group."""
+    distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path / 'group'}", rank=0, world_size=1
+    )
+    yield
+    distributed.destroy_process_group()
+
+
+WRAPPERS: dict[str, Callable[[nn.Module], Any]] = {
+    "DataParallel": nn.DataParallel,
+    "DistributedDataParallel": nn.parallel.DistributedDataParallel,
+    "AveragedModel": AveragedModel,
+    "compile": torch.compile,
+    "several": lambda model: AveragedModel(nn.DataParallel(torch.compile(model))),
+}
+
+
+@pytest.mark.parametrize("kind", WRAPPERS)
+def test_a_model_in_a_wrapper(kind: str, group: None, saved: Path, tmp_path: Path) -> None:
+    model = WRAPPERS[kind](load_pretrained(saved))
+    assert isinstance(unwrap(model), ImprovedVGG19)
+    save_pretrained(model, tmp_path, metrics=METRICS, trained_on="noise")
+    for name in (CONFIG_FILE, WEIGHTS_FILE):
+        assert (tmp_path / name).read_bytes() == (saved / name).read_bytes()
+
+
+def test_other_models_cannot_be_saved(saved: Path, tmp_path: Path) -> None:
+    linear = nn.Linear(1, 1)
+    wrapped = nn.DataParallel(linear)
+    assert unwrap(wrapped) is wrapped
+    assert unwrap(torch.compile(linear)) is linear  # type: ignore[arg-type]
+    for model, kind in ((wrapped, "DataParallel"), (linear, "Linear"), (None, "NoneType")):
+        with pytest.raises(TypeError, match=f"must be an ImprovedVGG19, got {kind}"):
+            save_pretrained(model, tmp_path)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"features\.0\.weight has no values, on the meta device"):
+        save_pretrained(load_pretrained(saved, device="meta"), tmp_path)
+    pruned = load_pretrained(saved)
+    prune.l1_unstructured(pruned.features[0], "weight", 0.5)
+    with pytest.raises(ValueError, match=r"layers are not .*pruned.*prune\.remove"):
+        save_pretrained(pruned, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    prune.remove(pruned.features[0], "weight")
+    save_pretrained(pruned, tmp_path)
+    assert (load_pretrained(tmp_path).features[0].weight == 0).float().mean() == 0.5
 
 
 def test_saving_refuses_what_could_not_be_loaded(tmp_path: Path) -> None:
@@ -284,7 +363,7 @@ def test_saving_refuses_what_could_not_be_loaded(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="layers are not those of"):
         save_pretrained(model, tmp_path)
     model.classifier = head
-    with pytest.raises(ValueError, match="not JSON compliant"):
+    with pytest.raises(ValueError, match="metrics is .*nan.*not finite"):
         save_pretrained(model, tmp_path, dtype=torch.float32, metrics={"loss": float("nan")})
     assert list(tmp_path.iterdir()) == []
     metrics: Any = {"accuracy": torch.tensor(0.5)}
@@ -292,26 +371,120 @@ def test_saving_refuses_what_could_not_be_loaded(tmp_path: Path) -> None:
     assert load_pretrained(tmp_path).classifier.weight[0, 0] == 1e5
 
 
-@pytest.mark.parametrize("interrupted", [WEIGHTS_FILE, CONFIG_FILE])
-def test_an_interrupted_save_is_never_taken_for_a_whole_one(
-    interrupted: str, folder: Path, monkeypatch: pytest.MonkeyPatch, whole: dict[str, Tensor]
-) -> None:
-    replace = Path.replace
+SAVES = """
+import contextlib, itertools, os, shutil, sys, time, traceback
+from pathlib import Path
+from ferfacenet import ImprovedVGG19, load_pretrained, save_pretrained
 
-    def stop(source: Path, target: Path) -> None:
-        if target.name == interrupted:
-            raise KeyboardInterrupt
-        replace(source, target)
+folder, models = Path(sys.argv[1]), [ImprovedVGG19(width=0.125) for _ in range(3)]
+for value, model in enumerate(models):
+    model.classifier.bias.data.fill_(value)
+    model.temperature = value + 1
 
-    monkeypatch.setattr(Path, "replace", stop)
-    with pytest.raises(KeyboardInterrupt):
+def start(value, last, act):
+    "Save a model in a process that, before that step in the file system, does something else."
+    if pid := os.fork():
+        return pid
+    steps = itertools.count()
+    def hook(event, _):
+        if event in ("os.mkdir", "os.rename", "os.rmdir") and next(steps) == last:
+            act()
+    sys.addaudithook(hook)
+    try:
+        save_pretrained(models[value], folder)
+        with contextlib.suppress(ChildProcessError):  # act may have started one
+            assert os.wait()[1] == 0
+        os._exit(0)
+    finally:
+        traceback.print_exc()
+        os._exit(1)
+
+def run(*arguments):
+    return os.waitpid(start(*arguments), 0)[1] == 0
+
+def value():
+    "Which model the folder holds."
+    model = load_pretrained(folder)
+    assert (model.classifier.bias == model.temperature - 1).all()
+    return int(model.classifier.bias[0])
+
+save_pretrained(models[0], folder)
+"""
+
+
+def test_a_save_that_is_killed_leaves_the_old_weights_or_the_new(tmp_path: Path) -> None:
+    """Wherever it is killed, and wherever the next one is."""
+    code = f"""{SAVES}
+def kill(): os._exit(9)
+
+seen = set()
+for last in itertools.count():
+    whole = run(1, last, kill)
+    first = value()
+    assert len(os.listdir(folder)) <= 3
+    left = shutil.copytree(folder, folder.with_name("left"))
+    for second in itertools.count():
+        if len(os.listdir(folder)) == 2: break
+        done = run(2, second, kill)
+        seen.add((first, value()))
+        shutil.rmtree(folder)
+        shutil.copytree(left, folder)
+        if done: break
+    shutil.rmtree(left)
+    if whole: break
+    save_pretrained(models[0], folder)
+    assert sorted(os.listdir(folder)) == ["config.json", "model.safetensors"] and value() == 0
+print(sorted(seen))
+"""
+    done = run(code, str(tmp_path / "folder"), env={"OMP_NUM_THREADS": "1"})
+    assert done.stdout == "[(0, 0), (0, 2), (1, 1), (1, 2)]\n", done.stderr
+
+
+def test_two_processes_that_save_at_once(tmp_path: Path) -> None:
+    """At each step of one the other saves, or begins to and waits: then the folder holds the model
+    of one of them, and nothing else."""
+    code = f"""{SAVES}
+def save_another():
+    start(2, -1, None)
+    for _ in range(100):
+        if os.waitpid(-1, os.WNOHANG)[0]: return
+        time.sleep(0.01)
+
+for step in (2, 3, 4):  # where a file is moved
+    assert run(1, step, save_another)
+    assert value() in (1, 2) and len(os.listdir(folder)) == 2
+"""
+    done = run(code, str(tmp_path / "folder"), env={"OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
+
+
+def test_all_is_on_the_disk_before_it_replaces_anything(folder: Path) -> None:
+    """The calls are as they would be; that they hold in a power cut is the system's promise."""
+    calls: list[str] = []
+
+    def note(_: Any, event: str, called: Any) -> None:
+        if event == "c_call" and called in (os.fsync, os.replace):
+            calls.append(called.__name__)
+
+    sys.setprofile(note)
+    try:
         save_pretrained(ImprovedVGG19(width=0.125), folder)
+    finally:
+        sys.setprofile(None)
+    assert calls.count("replace") == 3  # the weights into the stage, the config, the weights
+    assert all(before == "fsync" for before, call in itertools.pairwise(calls) if call == "replace")
+
+
+def test_a_full_disk_leaves_the_old_weights(folder: Path, whole: dict[str, Tensor]) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(OSError, match="large"):
+            save_pretrained(ImprovedVGG19(width=0.125), folder)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert_whole(load_pretrained(folder), whole)
     assert sorted(path.name for path in folder.iterdir()) == [CONFIG_FILE, WEIGHTS_FILE]
-    if interrupted == WEIGHTS_FILE:
-        assert_whole(load_pretrained(folder), whole)
-    else:
-        with pytest.raises(WeightsError, match="sha256"):
-            load_pretrained(folder)
 
 
 def test_loading_takes_little_more_memory_than_the_model() -> None:
