@@ -158,9 +158,12 @@ def _load_from_hub(
         fetched.append(_download(repo, WEIGHTS_FILE, fetched[0].parent.name, options))
         return read_model(fetched[1], config, remedy)
     except DamagedError:
-        for path in fetched:
+        for path in fetched:  # what the snapshot names, and the blob, unless it is elsewhere
+            cache, blob = path.parents[3].resolve(), path.resolve()
             with contextlib.suppress(OSError):
-                path.resolve().unlink()  # what the snapshot links to, or itself
+                path.unlink()
+                if blob.is_relative_to(cache):
+                    blob.unlink()
         raise
 
 

@@ -307,6 +307,38 @@ def test_damage_in_the_cache_is_removed(
     loads(REPO)
 
 
+@pytest.mark.parametrize("file", [CONFIG_FILE, WEIGHTS_FILE])
+@pytest.mark.parametrize("place", ["elsewhere", "cache/blobs/ab"])
+def test_only_what_is_in_the_cache_is_removed(
+    place: str, file: str, server: HubServer, tmp_path: Path, files: Files, loads: Loads
+) -> None:
+    """Of a file that the cache links to, from its snapshot or, as newer clients share blobs between
+    repositories, from its blobs."""
+    load_pretrained(REPO)
+    in_cache = place.startswith("cache")
+    pattern = f"blobs/{sha256(files[file])}" if in_cache else f"snapshots/*/{file}"
+    link, target = next(tmp_path.rglob(pattern)), tmp_path / place / "something"
+    target.parent.mkdir(parents=True)
+    target.write_bytes(b"of no use")
+    link.unlink()
+    link.symlink_to(target)
+    with pytest.raises(WeightsError, match="try again"):
+        load_pretrained(REPO)
+    assert target.exists() != in_cache
+    loads(REPO)
+
+
+@pytest.mark.parametrize("file", [CONFIG_FILE, WEIGHTS_FILE])
+def test_an_empty_etag(file: str, server: HubServer, loads: Loads) -> None:
+    """By which the client takes its folder of blobs for the file."""
+    for method in ("HEAD", "GET"):
+        server.fail(method, file, Fault(headers={"ETag": '""'}))
+    with pytest.raises(WeightsError, match=f"{file}: it is no file.*try again"):
+        load_pretrained(REPO)
+    server.clear()
+    loads(REPO)
+
+
 def test_full_disk_and_read_only_cache(server: HubServer, tmp_path: Path, loads: Loads) -> None:
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
