@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ferfacenet.weights import REINSTALL, as_weights_error
+from ferfacenet.hub import read_registry
+from ferfacenet.weights import REINSTALL, SkipInit, as_weights_error, check_file
 
 WEIGHTS = Path(__file__).parent / "weights" / "yunet" / "model.safetensors"
 
@@ -107,10 +108,11 @@ def _decode(x: Tensor, stride: int) -> Tensor:
 @cache
 def load_detector(device: torch.device) -> YuNet:
     """The detector on a device, loaded once and shared by all threads; a WeightsError if its file
-    is not there."""
-    with torch.device("cpu"):
+    is not there, or not the one that is registered."""
+    sha256 = read_registry("yunet")["sha256"]
+    with as_weights_error(WEIGHTS, REINSTALL), torch.device("cpu"), SkipInit():
+        check_file(WEIGHTS, sha256)
         model = YuNet()
-    with as_weights_error(WEIGHTS, REINSTALL):
         model.load_state_dict(safetensors.torch.load_file(WEIGHTS))
     model.eval().requires_grad_(False)
     return model.to(device, torch.float32).to(memory_format=torch.channels_last)

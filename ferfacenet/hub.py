@@ -53,11 +53,12 @@ def repo_id(name: str) -> str:
     return f"{NAMESPACE}/improved-vgg19-{name}"
 
 
-def _registry() -> dict[str, dict[str, Any]]:
-    """By name: the config's sha256, the weights' size and maybe the Hub's commit of the files."""
+def read_registry(part: str) -> dict[str, Any]:
+    """``"pretrained"``, by name: the config's sha256, the weights' size and maybe the Hub's commit
+    of the files; or ``"yunet"``: the sha256 of the detector's weights."""
     path = _BUNDLED / "registry.json"
     with as_weights_error(path, REINSTALL):
-        return dict(json.loads(path.read_bytes()))
+        return dict(json.loads(path.read_bytes())[part])
 
 
 def list_pretrained() -> dict[str, PretrainedInfo]:
@@ -67,17 +68,12 @@ def list_pretrained() -> dict[str, PretrainedInfo]:
         WeightsError: the installation is damaged.
     """
     found = {}
-    for name, entry in _registry().items():
+    for name, entry in read_registry("pretrained").items():
         config = read_config(_BUNDLED / name / CONFIG_FILE, entry["config_sha256"], REINSTALL)
-        model = build_empty(config.model_args, "meta")
+        count = sum(p.numel() for p in build_empty(config.model_args, "meta").parameters())
         bundled = (_BUNDLED / name / WEIGHTS_FILE).is_file()
         found[name] = PretrainedInfo(
-            categories=config.categories,
-            metrics=config.metrics,
-            parameters=sum(parameter.numel() for parameter in model.parameters()),
-            size=entry["size"],
-            repo_id=repo_id(name),
-            bundled=bundled,
+            config.categories, config.metrics, count, entry["size"], repo_id(name), bundled
         )
     return found
 
@@ -114,7 +110,7 @@ def load_pretrained(
     """
     if not isinstance(name, (str, os.PathLike)):
         raise TypeError(f"name must be a string or a path, not {type(name).__name__}")
-    registry = _registry()
+    registry = read_registry("pretrained")
     # A path object is neither a registered name nor a Hub id.
     base, _, tag = name.partition("@") if isinstance(name, str) else ("", "", "")
     known = next((n for n in registry if base in (n, repo_id(n))), None)

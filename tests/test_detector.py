@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from conftest import PORTRAITS, ROOT
+from conftest import PORTRAITS, ROOT, flip
 from PIL import Image
 from torch import Tensor
 
@@ -98,6 +98,22 @@ def test_a_missing_file_is_named_with_what_mends_it(
     assert main([str(PORTRAITS)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "reinstall" in line
+
+
+def test_a_changed_byte_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    load_detector.cache_clear()
+    (tmp_path / "model.safetensors").write_bytes(flip(WEIGHTS.read_bytes(), -1))
+    monkeypatch.setattr("ferfacenet.detector.WEIGHTS", tmp_path / "model.safetensors")
+    with pytest.raises(WeightsError, match=r"model\.safetensors: its sha256 is .*reinstall"):
+        detect_faces(PORTRAITS)
+
+
+def test_loading_draws_no_random_number() -> None:
+    load_detector.cache_clear()
+    state = torch.get_rng_state()
+    with torch.device("meta"):
+        assert {p.device for p in load_detector(CPU).parameters()} == {CPU}
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_nothing_infinite_comes_out(monkeypatch: pytest.MonkeyPatch) -> None:

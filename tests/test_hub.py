@@ -360,7 +360,7 @@ def published(server: HubServer, bundle: Path, saved: Path, files: Files) -> str
     shutil.copytree(saved, bundle / "other")
     commit = server.add(hub.repo_id("other"), files)
     entry = {"config_sha256": sha256(files[CONFIG_FILE]), "size": 1, "revision": commit}
-    (bundle / "registry.json").write_text(json.dumps({"other": entry}))
+    (bundle / "registry.json").write_text(json.dumps({"pretrained": {"other": entry}}))
     return hub.repo_id("other")
 
 

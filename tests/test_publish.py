@@ -37,9 +37,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     model.temperature.fill_(_pages.read("ckplus-subject/result.json")["temperature"])
     words = {"trained_on": "frames", "selected_on": "the last", "dataset_license": "its own"}
     ferfacenet.save_pretrained(model, weights / "ckplus", **words)
-    release.write_json(
-        weights / "registry.json", {"ckplus": release.registry_entry(weights / "ckplus")}
-    )
+    entries = {"ckplus": release.registry_entry(weights / "ckplus")}
+    release.write_json(weights / "registry.json", {"pretrained": entries})
     monkeypatch.setattr(_pages, "ROOT", root)
     monkeypatch.setattr(hub, "_BUNDLED", weights)
     (weights / "ckplus" / "README.md").write_text(publish.card("ckplus"))

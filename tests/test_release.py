@@ -49,7 +49,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         shutil.copy(ROOT / "docs" / "images" / name, root / "docs" / "images")
     shutil.copy(ROOT / "README.md", root)
     (root / "ferfacenet" / "weights").mkdir(parents=True)
-    (root / "ferfacenet" / "weights" / "registry.json").write_text("{}")
+    (root / "ferfacenet" / "weights" / "registry.json").write_text('{"pretrained": {}}')
     (root / "tests").mkdir()
     monkeypatch.setattr(_pages, "ROOT", root)
     return root

@@ -55,11 +55,14 @@ def table(*rows: tuple[Any, ...]) -> str:
 def read_configs() -> dict[str, WeightsConfig]:
     """The registered weights' configs by name."""
     folder = ROOT / "ferfacenet" / "weights"
-    names = json.loads((folder / "registry.json").read_text())
     return {
         name: WeightsConfig.from_json((folder / name / "config.json").read_bytes())
-        for name in names
+        for name in read_registry()["pretrained"]
     }
+
+
+def read_registry() -> dict[str, Any]:
+    return dict(json.loads((ROOT / "ferfacenet" / "weights" / "registry.json").read_text()))
 
 
 def dataset_of(config: WeightsConfig) -> str:
@@ -121,7 +124,6 @@ def accuracies(dataset: str, title: str, others: list[tuple[Any, ...]]) -> str:
 
 def weights() -> str:
     rows: list[tuple[Any, ...]] = [("name", "reads", "parameters", "MB", "accuracy in %")]
-    registry = json.loads((ROOT / "ferfacenet" / "weights" / "registry.json").read_text())
     for name, config in read_configs().items():
         dataset = dataset_of(config)
         if name in evaluated(dataset):
@@ -132,7 +134,7 @@ def weights() -> str:
         with torch.device("meta"):
             count = sum(p.numel() for p in ImprovedVGG19(**config.model_args).parameters())
         others = sorted({"neutral", "contempt"} & set(config.categories))
-        megabytes = f"{registry[name]['size'] / 1e6:.1f}"
+        megabytes = f"{read_registry()['pretrained'][name]['size'] / 1e6:.1f}"
         reads = f"{', '.join(['six expressions', *others[:-1]])} and {others[-1]}"
         rows.append((f"`{name}`", reads, f"{count / 1e6:.1f} M", megabytes, figure))
     return table(*rows)

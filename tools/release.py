@@ -91,10 +91,10 @@ def bundle(source: Path, name: str, config: WeightsConfig) -> None:
     if source.resolve() != (home / name).resolve():
         shutil.copyfile(source / WEIGHTS_FILE, home / name / WEIGHTS_FILE)
     write_atomically(home / name / CONFIG_FILE, config.to_json())
-    registry = json.loads((home / "registry.json").read_text())
-    entry = registry_entry(home / name)
-    kept = registry.get(name, {})
-    registry[name] = kept if kept.items() >= entry.items() else entry  # with the Hub's commit
+    registry, entry = _pages.read_registry(), registry_entry(home / name)
+    kept = registry["pretrained"].get(name, {})
+    if not kept.items() >= entry.items():  # or it stays, with the Hub's commit
+        registry["pretrained"][name] = entry
     write_json(home / "registry.json", registry)
 
 
@@ -153,7 +153,7 @@ def find_stale() -> list[str]:
     stale = [str(p) for p, data in written if not p.is_file() or p.read_bytes() != data]
     weights, configs = _pages.ROOT / "ferfacenet" / "weights", _pages.read_configs()
     known = json.loads((_pages.ROOT / "tests" / "golden.json").read_text())
-    for name, entry in json.loads((weights / "registry.json").read_text()).items():
+    for name, entry in _pages.read_registry()["pretrained"].items():
         if not entry.items() >= registry_entry(weights / name).items():
             stale.append(f"{weights / 'registry.json'} ({name})")
         digest = hashlib.sha256((weights / name / WEIGHTS_FILE).read_bytes()).hexdigest()
