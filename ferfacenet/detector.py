@@ -7,8 +7,6 @@ The network is Wu, Peng and Yu's (MIT licence, from the OpenCV Zoo); its 53,104 
 from __future__ import annotations
 
 import math
-import os
-import threading
 from functools import cache
 from pathlib import Path
 
@@ -40,21 +38,6 @@ _SURE = 0.6
 # Of two sightings, that much of the smaller box in the other makes them the same face; and where
 # they are turned otherwise, that much.
 _SAME_FACE, _SAME_FACE_TURNED = 0.6, 0.3
-
-
-#: Whether PyTorch's threads were used in this process, or in one that it was forked from.
-threads_used = threading.Event()
-
-
-def _limit_threads_after_fork() -> None:
-    """OpenMP's threads are not in the child of a process that used them, and it would wait for
-    them for ever: one thread, as torch's own DataLoader has it in its workers."""
-    if threads_used.is_set():
-        torch.set_num_threads(1)
-
-
-if hasattr(os, "register_at_fork"):  # not on Windows, which does not fork
-    os.register_at_fork(after_in_child=_limit_threads_after_fork)
 
 
 def _unit(inputs: int, outputs: int, last: bool = False) -> nn.Sequential:
@@ -161,7 +144,6 @@ def find_sightings(
     Returns:
         (n, 15) as ``YuNet`` has it, in the picture's pixels, by score times the root of the area.
     """
-    threads_used.set()
     height, width = picture.shape[1:]
     if min_size is None:
         min_size = max(20.0, math.sqrt(height * width) / 80)

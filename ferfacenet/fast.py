@@ -12,8 +12,8 @@ The model is only read. What is kept of it is held outside it, and goes when it 
 
 from __future__ import annotations
 
+import math
 import re
-import threading
 from collections.abc import Callable
 from functools import cache, partial
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from ferfacenet.model import ImprovedVGG19
+from ferfacenet.model import ImprovedVGG19, cut_centre
+from ferfacenet.threads import lock
 
 Precision = Literal["auto", "float32", "bfloat16"]
 
@@ -32,30 +33,33 @@ _PART = 32  # views at once on a CPU; their maps stay in its cache
 # Winograd's form pays on maps of up to _LARGEST a side; on those of up to _SMALL, where the
 # weights outweigh the maps and that form's are up to 2.8 times as large, from _SHARING views on.
 _LARGEST, _SMALL, _SHARING = 12, 6, 4
+# From so many views on bfloat16 is the faster where the chip is made for it: of fewer, the time is
+# that of reading the weights and of calls.
+_NARROW_FROM = 8
 
 # What is kept of a model: what tells its weights from later ones, weak references to them (a hook
 # of a tensor might hold the model), and them folded, in the layouts needed so far.
 _Layouts: TypeAlias = dict[object, tuple[Tensor, Tensor]]  # weights and biases
 _Kept: TypeAlias = tuple[list[object], list[ReferenceType[Tensor]], _Layouts]
 _kept: WeakKeyDictionary[nn.Module, _Kept] = WeakKeyDictionary()
-_lock = threading.Lock()
 
 
 def fast_forward(model: nn.Module, precision: Precision) -> Callable[[Tensor], Tensor] | None:
     """What ``model`` computes in eval mode, as a faster function.
 
     The function takes pixels in [0, 1], (N, in_channels, H, W) float tensors on any device with
-    H, W >= 32, and returns (N, num_classes) float32 logits on the model's. It is good for the
-    weights of this moment: ask again for each use. The folded weights are kept for the next
-    time, unless the model's tensors, their versions or ``model.mode_changes`` differ by then.
-    Where a fused optimizer, or code that works on ``.data`` or a numpy view, writes in place
-    while the model is in eval mode, PyTorch gives no new version: call ``model.eval()`` after it.
+    H, W >= 32, and returns (N, num_classes) float32 logits on the model's. It neither minds nor
+    sets the model's mode. It is good for the weights of this moment: ask again for each use. The
+    folded weights are kept for the next time, unless the model is in training mode, or its
+    tensors, their versions or ``model.mode_changes`` differ by then. Where a fused optimizer, or
+    code that works on ``.data`` or a numpy view, writes in place while the model is in eval mode,
+    PyTorch gives no new version: call ``model.eval()`` after it.
 
     Returns:
         The function, or None where only the model itself will do: it is not an
         ``ImprovedVGG19`` as the constructor makes it (but a subclass, or with a changed layer
-        or a hook), in training mode, made in inference mode, not on a CPU or CUDA device, or in
-        float64 under ``"auto"``.
+        or a hook), made in inference mode, not on a CPU or CUDA device, or in float64 under
+        ``"auto"``.
     """
     if type(model) is not ImprovedVGG19 or not _is_as_built(model):
         return None
@@ -66,22 +70,28 @@ def fast_forward(model: nn.Module, precision: Precision) -> Callable[[Tensor], T
     for t in tensors:
         if type(t) not in (Tensor, nn.Parameter) or t.device != device or t.is_inference():
             return None
-    narrow = precision == "bfloat16" or (precision == "auto" and prefers_bfloat16(device))
-    dtype = torch.bfloat16 if narrow else torch.float32
+    narrow_from = _NARROW_FROM if precision == "auto" and prefers_bfloat16(device) else math.inf
+    narrow_from = 0 if precision == "bfloat16" else narrow_from
     marks = [model.mode_changes, *(vars(m).get("eps") for m in model.features)]
     marks += [(id(t), t.data_ptr(), t._version) for t in tensors]
-    with _lock:
+    with lock:
         known, references, layouts = _kept.get(model, ([], [], {}))
         if known != marks or any(reference() is None for reference in references):
             layouts = {}
-            _kept[model] = marks, [ref(t) for t in tensors], layouts
+            if not any(m.training for m in model.modules()):  # or a fused step may follow unseen
+                _kept[model] = marks, [ref(t) for t in tensors], layouts
 
     def forward(x: Tensor) -> Tensor:
+        dtype = torch.bfloat16 if len(x) >= narrow_from else torch.float32
         with torch.no_grad(), torch.autocast(device.type, enabled=False):
-            x = ((x.to(device, torch.float32) - model.mean) / model.std).to(dtype)
+            x = cut_centre(x).to(device, torch.float32)
+            x = ((x - model.mean) / model.std).to(dtype)
             count = max(1, -(-len(x) // _PART)) if device.type == "cpu" else 1
             maps = [_run(model.features, part, layouts) for part in x.tensor_split(count)]
-            return model.forward_head(torch.cat(maps).to(stored)).float()
+            x = model.avgpool(torch.cat(maps).to(stored)).flatten(1)
+            for layer in model.classifier.modules():
+                x = layer(x) if isinstance(layer, (nn.Linear, nn.ReLU)) else x  # no dropout
+            return (x / model.temperature).float()
 
     return forward
 
@@ -98,17 +108,21 @@ def prefers_bfloat16(device: torch.device) -> bool:
     return any(has.get(name) for name in ("amx_bf16", "bf16"))
 
 
-_KINDS = {nn.Conv2d: "C", nn.BatchNorm2d: "B", nn.ReLU: "R", nn.MaxPool2d: "P", nn.AvgPool2d: "P"}
+_KINDS = {
+    nn.Conv2d: "C", nn.BatchNorm2d: "B", nn.ReLU: "R", nn.MaxPool2d: "P", nn.AvgPool2d: "P",
+    nn.AdaptiveAvgPool2d: "A", nn.Dropout: "D", nn.Linear: "L", nn.Identity: "I",
+    nn.Sequential: "S",
+}  # fmt: skip
 
 
 def _is_as_built(model: ImprovedVGG19) -> bool:
-    """Whether the layers are the constructor's, and calling one does what its class does in eval
-    mode and nothing else."""
+    """Whether the layers are the constructor's, and calling one does what its class does and
+    nothing else."""
     everywhere, features = torch.nn.modules.module, model.features
     if everywhere._global_forward_hooks or everywhere._global_forward_pre_hooks:
         return False
     for m in model.modules():
-        if m.training or m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m):
+        if m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m):
             return False
         if isinstance(m, (nn.Conv2d, nn.BatchNorm2d, nn.Linear)) and m.bias is None:
             return False
@@ -118,8 +132,9 @@ def _is_as_built(model: ImprovedVGG19) -> bool:
             settings = (m.kernel_size, m.stride, m.padding, m.dilation, m.groups, m.padding_mode)
             if settings != ((3, 3), (1, 1), (1, 1), (1, 1), 1, "zeros"):
                 return False
-    kinds = "".join(_KINDS.get(type(m), "-") for m in features.children())
-    return type(features) is nn.Sequential and bool(re.fullmatch("((CBR)+P)+", kinds))
+    layers = *features.children(), model.avgpool, model.dropout, *model.classifier.modules()
+    kinds = "".join(_KINDS.get(type(m), "-") for m in layers)
+    return type(features) is nn.Sequential and bool(re.fullmatch("((CBR)+P)+AD[SLRDI]+", kinds))
 
 
 def _run(features: nn.Sequential, x: Tensor, layouts: _Layouts) -> Tensor:
@@ -133,7 +148,7 @@ def _run(features: nn.Sequential, x: Tensor, layouts: _Layouts) -> Tensor:
             small = suits_winograd and x.shape[2] == x.shape[3] <= _LARGEST
             form = _form(x.shape[3], n < _SHARING) if small else None
             key = place, form.tile if form else x.dtype
-            with _lock:
+            with lock:
                 if key not in layouts:
                     weight, bias = _fold(module, features[place + 1])
                     weight = form.arrange(weight) if form else weight.to(memory_format=last)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import replace
 from itertools import islice
 from typing import Any, Literal, TypeAlias, get_args
@@ -15,10 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ferfacenet.detector import threads_used
 from ferfacenet.faces import MIN_SCORE, SMALL_CROP, Face, find_faces
 from ferfacenet.fast import Precision, fast_forward
 from ferfacenet.images import FLOAT_SLACK, Image, decode, describe
+from ferfacenet.model import ImprovedVGG19, unwrap
+from ferfacenet.threads import evaluating
 from ferfacenet.transforms import (
     CROP,
     SIZE,
@@ -35,6 +35,8 @@ Errors: TypeAlias = Literal["raise", "coerce"]
 
 # Threads that prepare images while the model is busy with the ones before.
 _WORKERS = min(16, 2 * (os.cpu_count() or 1))
+# A crop whose pixels differ by less than this, half a level of 256, shows nothing.
+_BLANK = 0.5 / 255
 
 
 def preprocess(image: Image, *, align: Align = "auto") -> Tensor:
@@ -67,8 +69,8 @@ def preprocess(image: Image, *, align: Align = "auto") -> Tensor:
 
     Raises:
         ValueError: the picture cannot be used (unreadable, empty, NaN, out of range, wrong
-            dimensions or dtype, too large), or it has no face; the message begins with the
-            file's name.
+            dimensions or dtype, too large), or it has no face, or one plain colour; the message
+            begins with the file's name.
         OSError: the file cannot be opened.
         TypeError: ``image`` is none of the above.
     """
@@ -76,7 +78,10 @@ def preprocess(image: Image, *, align: Align = "auto") -> Tensor:
     pixels = decode(image)
     height, width = pixels.shape[-2:]
     if not align or (align == "auto" and height == width <= SMALL_CROP):
-        return resize(to_gray(centre_square(pixels)))
+        crop = resize(to_gray(centre_square(pixels)))
+        if crop.max() - crop.min() < _BLANK:
+            raise ValueError(f"{describe(image)}: all pixels are alike: there is no expression")
+        return crop
     faces = find_faces(pixels, max_faces=1, keep_crops=align == "auto")
     if not faces:
         raise ValueError(
@@ -98,12 +103,14 @@ def predict_proba(
     """The class probabilities of one image or many: the average over each one's views of the
     softmax of the model's logits (paper, IV-C).
 
-    The model's train mode, dtype, device and gradients, and the caller's grad mode, are
-    afterwards what they were, also on an error.
+    The model's dtype, device and gradients, and the caller's grad mode, are afterwards what they
+    were, also on an error. Of an ``ImprovedVGG19`` as the constructor makes it no mode is read or
+    set: it answers as in eval mode, whatever other threads do. Any other module is in eval mode
+    meanwhile, and afterwards in the mode in which it was found.
 
     Args:
         model: an ``ImprovedVGG19``, or any module from pixels (N, 1, H, W) in [0, 1] to logits
-            (N, C).
+            (N, C); also in ``DataParallel`` or the like, or compiled, out of which it is taken.
         images: one image of any kind that ``preprocess`` takes; an iterable of them (a list, a
             generator, an array or a pandas Series of paths), which is read lazily; or a float
             tensor (N, 1, 48, 48) in [0, 1], as ``preprocess`` makes them. Any other tensor or
@@ -116,8 +123,8 @@ def predict_proba(
         align: what part of each picture is taken, as in ``preprocess``.
         errors: ``"raise"``, or ``"coerce"``: an image that cannot be read, or has no face, has a
             row of NaN.
-        precision: ``"float32"``; ``"bfloat16"``; or ``"auto"``, the faster of the two on
-            the device.
+        precision: ``"float32"``; ``"bfloat16"``; or ``"auto"``, for an ``ImprovedVGG19`` the
+            faster of the two on the device for so many views, else float32.
 
     Returns:
         (N, C) float32 on the CPU, in [0, 1], each row summing to 1, columns in the order of
@@ -126,16 +133,15 @@ def predict_proba(
     Raises:
         ValueError: an image that cannot be read or has no face (of several, the message begins
             with its position, from 0), or a bad ``tta``, ``batch_size``, ``align``, ``errors`` or
-            ``precision``.
+            ``precision``; or the model's weights have no values.
         OSError, TypeError: the same of a file that cannot be opened, or something that is not an
             image; or ``model`` is no module.
     """
-    check_reading(model, tta, precision)
+    model = check_reading(model, tta, precision)
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
         raise ValueError(f"batch_size must be an integer of at least 1, got {batch_size!r}")
     _check("errors", errors, get_args(Errors))
     _check("align", align, get_args(Align))  # or else a coerced error of every image
-    threads_used.set()
     rows = []
     batches = _prepare(images, align, errors, max(1, batch_size // VIEW_COUNTS[tta]))
     with torch.no_grad(), closing(batches), _forward(model, precision) as forward:
@@ -171,7 +177,7 @@ def predict_faces(
         The faces by score times the square root of the area, the greatest first, each with its
         ``label``, ``confidence`` and ``probabilities``; an empty list if there are none.
     """
-    check_reading(model, tta, precision)
+    model = check_reading(model, tta, precision)
     faces = find_faces(decode(image), min_size, min_score, max_faces, device_of(model))
     return read_faces(model, faces, tta, precision)
 
@@ -189,8 +195,14 @@ def read_faces(
         return []
     crops = torch.stack([face.crop for face in faces])
     rows = predict_proba(model, crops, tta=tta, precision=precision).tolist()
-    names = getattr(model, "categories", None) or [str(index) for index in range(len(rows[0]))]
-    read = []
+    model, read = unwrap(model), []
+    names = getattr(model, "categories", None)
+    if names is None and not isinstance(model, ImprovedVGG19):
+        names = [str(index) for index in range(len(rows[0]))]
+    if names is None or len(names) != len(rows[0]):
+        raise ValueError(
+            f"model.categories is {names}, and the model has {len(rows[0])} outputs: name each"
+        )
     for face, row in zip(faces, rows, strict=True):
         chances = dict(zip(names, row, strict=True))
         label = max(chances, key=chances.__getitem__)
@@ -198,12 +210,19 @@ def read_faces(
     return read
 
 
-def check_reading(model: object, tta: object, precision: object) -> None:
-    """The errors of ``predict_proba`` that are about these."""
+def check_reading(model: object, tta: object, precision: object) -> nn.Module:
+    """The model out of what it is wrapped in, or the errors of ``predict_proba`` about these."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     _check("tta", tta, tuple(VIEW_COUNTS))
     _check("precision", precision, get_args(Precision))
+    model = unwrap(model)
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise ValueError(
+            "the model's weights are on the device 'meta', without values (not loaded yet, or "
+            "offloaded): give it as load_pretrained returns it"
+        )
+    return model
 
 
 def _check(name: str, value: object, allowed: tuple[object, ...]) -> None:
@@ -216,9 +235,11 @@ def _forward(model: nn.Module, precision: Precision) -> Iterator[Callable[[Tenso
     """The model in eval mode as a function of views on any device, to float32 logits."""
     like = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(0))
     # The caller's own autocast must not change the answer behind ``precision``'s back.
-    narrow = precision == "bfloat16"
-    with _evaluating(model), torch.autocast(like.device.type, torch.bfloat16, enabled=narrow):
-        fast = fast_forward(model, precision)
+    narrow, fast = precision == "bfloat16", fast_forward(model, precision)
+    with (
+        nullcontext() if fast else evaluating(model),
+        torch.autocast(like.device.type, torch.bfloat16, enabled=narrow),
+    ):
         yield fast or (lambda x: model(x.to(like.device, like.dtype)).float())
 
 
@@ -233,8 +254,9 @@ def _prepare(
     shape = (1, SIZE, SIZE)
     if isinstance(images, Tensor) and images.is_floating_point() and images.shape[1:] == shape:
         ready = images.detach().float()
-        # What is out of range is taken one by one, so that the error has a position.
-        if ((ready >= -FLOAT_SLACK) & (ready <= 1 + FLOAT_SLACK)).all():
+        low, high = ready.flatten(1).aminmax(dim=1)
+        # What cannot be used is taken one by one, so that the error has a position.
+        if ((low >= -FLOAT_SLACK) & (high <= 1 + FLOAT_SLACK) & (high - low >= _BLANK)).all():
             yield from ready.split(size) if len(ready) else ()
             return
     one = _is_one(images)
@@ -285,29 +307,3 @@ def _is_one(images: Any) -> bool:
     if isinstance(images, (Tensor, np.ndarray)):
         return images.ndim < 4
     return not (hasattr(images, "__iter__") or hasattr(images, "__getitem__"))
-
-
-# By a model's id: how many calls need it in eval mode, and its modules that were in training.
-# Threads share an entry, so that the first to finish does not put them back under the others.
-_evaluated: dict[int, tuple[int, list[nn.Module]]] = {}
-_evaluated_lock = threading.Lock()
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Hold the model in eval mode; then put every submodule back into the mode it had."""
-    with _evaluated_lock:
-        count, trained = _evaluated.get(id(model), (0, [m for m in model.modules() if m.training]))
-        if not count and trained:
-            model.eval()
-        _evaluated[id(model)] = (count + 1, trained)
-    try:
-        yield
-    finally:
-        with _evaluated_lock:
-            count, trained = _evaluated.pop(id(model))
-            if count > 1:
-                _evaluated[id(model)] = (count - 1, trained)
-            else:
-                for module in trained:
-                    module.training = True

@@ -61,7 +61,7 @@ def assert_equal(found: Tensor, expected: Tensor, tolerance: float = 2e-5) -> No
     [
         ({"width": 1.0}, (44,), 10),
         ({}, (44, 47), 129),
-        ({"pool": "avg"}, (32, 44, 47), 10),
+        ({"pool": "avg"}, (32, 44, 47, 48), 10),
         ({"hidden_features": 32, "num_classes": 3}, (44, 64, 70), 10),
     ],
 )
@@ -74,6 +74,14 @@ def test_equals_the_model(settings: dict[str, Any], sizes: tuple[int, ...], most
         for n in {1, 2, 10, most}:
             assert_equal(fastly(model, x[:n]), expected[:n])
     assert fastly(model, x[:0]).shape == (0, model.num_classes)
+
+
+def test_the_models_mode_has_no_say() -> None:
+    model = make(hidden_features=32)
+    expected = plain(model, views(9))
+    assert_equal(fastly(model.train(), views(9)), expected)
+    model.features[1].eval()
+    assert_equal(fastly(model, views(9)), expected)
 
 
 def test_decides_as_the_model_does_in_bfloat16_too() -> None:
@@ -145,17 +153,21 @@ def test_auto_takes_bfloat16_where_the_chip_is_made_for_it(
     devices = [torch.device(kind) for kind in ("cpu", "cuda", "mps")]
     assert [*map(prefers_bfloat16, devices)] == [name != "avx512_bf16", True, False]
     same: Precision = "float32" if name == "avx512_bf16" else "bfloat16"
-    assert torch.equal(fastly(model, views(2), "auto"), fastly(model, views(2), same))
+    for count, taken in ((2, "float32"), (10, same)):  # of few views it would be no faster
+        found, wanted = (fastly(model, views(count), p) for p in ("auto", taken))  # type: ignore[arg-type]
+        assert torch.equal(found, wanted)
 
 
 def take_fused_step(model: ImprovedVGG19) -> None:
+    """Between two answers in training mode, which is what a validation in between is."""
     model.train()
-    assert fast_forward(model, "float32") is None
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.eval()  # so that nothing but the step is there to be noticed
+    before = fastly(model, views(2))
     F.cross_entropy(model(views(4)), torch.arange(4)).backward()
     torch.optim.SGD(model.parameters(), lr=0.01, fused=True).step()
+    assert (fastly(model, views(2)) - before).abs().max() > 1e-3
     model.eval()
 
 
@@ -234,7 +246,14 @@ ALTERATIONS: dict[str, Callable[[Any], Any]] = {
     "another container": lambda model: setattr(
         model, "features", type("Other", (nn.Sequential,), {})(*model.features).eval()
     ),
-    "training in part": lambda model: model.features[3].train(),
+    "another pooling": lambda model: setattr(model, "avgpool", nn.AdaptiveMaxPool2d(1)),
+    "another dropout": lambda model: setattr(model, "dropout", nn.AlphaDropout()),
+    "another head": lambda model: setattr(
+        model, "classifier", nn.Sequential(nn.Linear(128, 9), nn.Tanh(), nn.Linear(9, 7))
+    ),
+    "layers in layers": lambda model: setattr(
+        model, "features", nn.Sequential(model.features[:7], *model.features[7:])
+    ),
     "meta": lambda model: model.to("meta"),
     "float64": lambda model: model.double(),
 }

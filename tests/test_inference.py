@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
-import os
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from email.message import Message
 from pathlib import Path
@@ -16,12 +14,14 @@ from urllib.error import HTTPError
 import numpy as np
 import pytest
 import torch
-from conftest import PHOTO, PORTRAITS, faces, lively, run
+from conftest import PHOTO, PORTRAITS, faces, lively
 from PIL import Image
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import Subset
 
 from ferfacenet import (
+    FaceTracker,
     ImprovedVGG19,
     detect_faces,
     load_pretrained,
@@ -90,7 +90,7 @@ def test_the_average_over_views_cut_by_hand(vgg: ImprovedVGG19, tta: Any) -> Non
     with torch.no_grad():
         expected = sum(vgg(crop).softmax(1) for crop in crops) / len(crops)
     assert expected.std(0).max() > 0.01, "the images are all alike to the model"
-    found = predict_proba(vgg, x, tta=tta)
+    found = predict_proba(vgg, x, tta=tta, precision="float32")
     same(found, expected)
     same(found.sum(1), torch.ones(5), atol=1e-6)
     assert found.dtype == torch.float32 and found.device.type == "cpu"
@@ -172,7 +172,25 @@ def test_a_picture_without_a_face_is_refused_or_a_row_of_nan(tiny: Tiny, tmp_pat
         predict_proba(tiny, [PHOTO, wall])
     found = predict_proba(tiny, [PHOTO, wall], errors="coerce")
     assert found.isnan().any(1).tolist() == [False, True]
-    same(predict_proba(tiny, wall, align=False).sum(1), torch.ones(1))
+
+
+def test_one_plain_colour_has_no_expression(vgg: ImprovedVGG19) -> None:
+    """FER2013 has twelve black images, eight of them labelled anger."""
+    x, black = faces(3), np.zeros((48, 48), np.uint8)
+    expected = predict_proba(vgg, x)
+    for blank in (black, black + 200, np.full((90, 70, 3), 7, np.uint8), torch.zeros(1, 48, 48)):
+        for images in ([x[0], blank, x[2]], (image for image in (x[0], blank, x[2]))):
+            with pytest.raises(ValueError, match=r"^images\[1\]: .*(alike|no face)"):
+                predict_proba(vgg, images)
+        found = predict_proba(vgg, [x[0], blank, x[2]], errors="coerce")
+        assert found[1].isnan().all()
+        same(found[[0, 2]], expected[[0, 2]])
+        with pytest.raises(ValueError, match="alike"):
+            preprocess(blank, align=False)
+    x[1] = 0.5
+    with pytest.raises(ValueError, match=r"^images\[1\]: .*alike"):
+        predict_proba(vgg, x)
+    assert vgg(x).isfinite().all()
 
 
 def test_predict_faces_reads_every_face(vgg: ImprovedVGG19) -> None:
@@ -203,6 +221,33 @@ def test_the_bundled_network_reads_the_portraits() -> None:
         "neutral",
         "happiness",
     ]
+
+
+def test_a_wrapped_model_keeps_its_names(vgg: ImprovedVGG19) -> None:
+    expected = predict_faces(vgg, PHOTO)[0].probabilities
+    assert expected is not None and list(expected) == list(vgg.categories or ())
+    for wrapped in (
+        nn.DataParallel(vgg), AveragedModel(vgg), torch.compile(vgg), nn.DataParallel(AveragedModel(vgg)),
+        torch.compile(nn.DataParallel(vgg)),
+    ):  # fmt: skip
+        assert predict_faces(wrapped, PHOTO)[0].probabilities == expected  # type: ignore[arg-type]
+        assert FaceTracker(wrapped).update(PHOTO, 0)[0].raw == expected  # type: ignore[arg-type]
+
+
+def test_what_has_no_names_or_values_is_refused_with_a_remedy(vgg: ImprovedVGG19) -> None:
+    nameless, changed, exported = (
+        ImprovedVGG19(3, width=0.1),
+        copy.deepcopy(vgg),
+        copy.deepcopy(vgg),
+    )
+    changed.classifier = nn.Linear(changed.num_features, 3)
+    program = torch.export.export(exported, (faces(2),)).module()
+    for model, words in (
+        (nameless, r"categories is None.* 3 outputs"), (changed, r"categories is .* 3 outputs"),
+        (copy.deepcopy(vgg).to("meta"), "'meta'.*load_pretrained"), (program, "exported"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=words):
+            predict_faces(model, PHOTO)
 
 
 class Column(list[Path]):
@@ -365,17 +410,6 @@ def test_a_model_in_train_mode_answers_as_in_eval_mode(vgg: ImprovedVGG19) -> No
     same(predict_proba(copy.deepcopy(vgg).train(), faces(2)), predict_proba(vgg, faces(2)))
 
 
-def test_threads_share_a_model_in_train_mode(tiny: Tiny) -> None:
-    expected = predict_proba(tiny, faces(20))
-    statistics = tiny.norm.running_mean.clone()  # type: ignore[union-attr]
-    tiny.train()
-    with ThreadPoolExecutor(16) as pool:
-        for found in pool.map(lambda _: predict_proba(tiny, faces(20), batch_size=20), range(64)):
-            same(found, expected)
-    assert all(module.training for module in tiny.modules())
-    assert torch.equal(tiny.norm.running_mean, statistics)  # type: ignore[arg-type]
-
-
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
 def test_a_model_in_another_dtype_keeps_it(tiny: Tiny, dtype: torch.dtype) -> None:
     expected = predict_proba(tiny, faces(3))
@@ -403,29 +437,3 @@ def test_neither_the_default_device_nor_dtype_has_a_say(vgg: ImprovedVGG19) -> N
     finally:
         torch.set_default_dtype(torch.float32)
     torch.testing.assert_close(found, expected, equal_nan=True)
-
-
-FORKED = """
-import multiprocessing, torch
-import numpy
-from ferfacenet import ImprovedVGG19, detect_faces, predict_proba
-torch.set_num_threads(2)
-noise = numpy.random.default_rng(0).integers(0, 256, (300, 300), numpy.uint8)
-if SEARCH:
-    assert detect_faces(noise) == []
-    with multiprocessing.get_context("fork").Pool(2) as pool:
-        assert pool.apply_async(detect_faces, (noise,)).get(60) == []
-    raise SystemExit
-model, x = ImprovedVGG19(width=0.25).eval(), torch.rand(40, 1, 48, 48)
-expected = predict_proba(model, x)
-with multiprocessing.get_context("fork").Pool(2) as pool:
-    for found in [pool.apply_async(predict_proba, (model, x)) for _ in range(4)]:
-        assert torch.allclose(found.get(30), expected, atol=1e-5)
-"""
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
-@pytest.mark.parametrize("search", [False, True])
-def test_a_forked_worker_does_not_hang(search: bool) -> None:
-    done = run(f"SEARCH = {search}\n" + FORKED, env={"OMP_NUM_THREADS": "2"})
-    assert done.returncode == 0, done.stderr
