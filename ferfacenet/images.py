@@ -73,20 +73,31 @@ def decode(image: Image) -> Tensor:
     """One image as (1 or 3, H, W) uint8, uint16 or float32 in [0, 1], on the CPU: EXIF-turned, what
     is transparent on white, at its own size; may share the given array's memory. Takes and raises
     what :func:`ferfacenet.preprocess` does."""
+    try:
+        pixels = _decode(image)
+    except (ValueError, Warning) as error:  # Warning: where Python makes errors of them
+        raise ValueError(f"{describe(image)}: {error}") from error
+    if pixels.dtype == torch.uint16 and (brightest := int(pixels.numpy().max())) < _DARK:
+        dark = f"{describe(image)}: the brightest pixel is {brightest} where white is 65535"
+        try:  # 3 is the line that calls the public function
+            warnings.warn(f"{dark}: multiply the pixels of a 12-bit camera by 16", stacklevel=3)
+        except Warning as error:
+            raise ValueError(str(error)) from error
+    return pixels
+
+
+def _decode(image: Image) -> Tensor:
     import PIL.Image
 
-    try:
-        if isinstance(image, Tensor):
-            return _from_tensor(image)
-        if isinstance(image, np.ndarray):
-            return _from_array(image)
-        if isinstance(image, PIL.Image.Image):
-            return _from_pil(image)
-        if isinstance(image, str) and _is_text(image):
-            raise TypeError("an image must be a path, not a URL or base64 text: give its bytes")
-        return _from_pil(_open(_read(image)))
-    except ValueError as error:
-        raise ValueError(f"{describe(image)}: {error}") from error
+    if isinstance(image, Tensor):
+        return _from_tensor(image)
+    if isinstance(image, np.ndarray):
+        return _from_array(image)
+    if isinstance(image, PIL.Image.Image):
+        return _from_pil(image)
+    if isinstance(image, str) and _is_text(image):
+        raise TypeError("an image must be a path, not a URL or base64 text: give its bytes")
+    return _from_pil(_open(_read(image)))
 
 
 def _is_text(image: str) -> bool:
@@ -174,10 +185,13 @@ def _from_pil(image: PIL.Image.Image) -> Tensor:
 
 def orientation(image: PIL.Image.Image) -> int:
     """EXIF's, 1 to 8; 1 is upright."""
-    with suppress(Exception):  # a broken EXIF block leaves the picture readable
+    try:
         value = image.getexif().get(0x0112, 1)
-        return int(value) if value in range(1, 9) else 1
-    return 1
+    except Warning:  # where these are errors, a picture must not lie on its side without one
+        raise
+    except Exception:  # a broken EXIF block leaves the picture readable
+        return 1
+    return int(value) if value in range(1, 9) else 1
 
 
 def remove_alpha(image: PIL.Image.Image) -> PIL.Image.Image:
@@ -231,14 +245,7 @@ def _from_tensor(x: Tensor) -> Tensor:
             raise ValueError(f"float pixels must be in [0, 1], not {low:g} to {high:g}; rescale")
         if low < 0 or high > 1:  # a copy of a large one costs memory
             x = x.clamp(0, 1)
-    elif x.dtype == torch.uint16:
-        if (brightest := int(x.numpy().max())) < _DARK:
-            warnings.warn(
-                f"the brightest pixel is {brightest} where white is 65535: "
-                "multiply the pixels of a 12-bit camera by 16",
-                stacklevel=2,
-            )
-    elif x.dtype != torch.uint8:
+    elif x.dtype not in (torch.uint8, torch.uint16):
         raise ValueError(_DTYPES)
     if len(x) in (1, 3):
         return x

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import os
+import re
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image, PngImagePlugin
 
-from ferfacenet import images
+from ferfacenet import ImprovedVGG19, images, predict_proba, preprocess
 from ferfacenet.images import decode, describe, suffixes
 from ferfacenet.transforms import max_value
 
@@ -312,11 +314,50 @@ def test_heif_is_read_where_a_plugin_is_registered(monkeypatch: pytest.MonkeyPat
         read_image(data)
 
 
-def test_pixels_of_a_camera_with_12_bits_get_a_warning_that_says_how_to_scale() -> None:
-    pixels = (RGB.astype(np.uint16) << 4) | 15
-    for same in (pixels, torch.from_numpy(pixels).permute(2, 0, 1)):
-        with pytest.warns(UserWarning, match="4095 where white is 65535: multiply .* by 16"):
-            decode(same)
+def dark_pixels() -> np.ndarray[Any, Any]:
+    return (RGB.astype(np.uint16) << 4) | 15
+
+
+def torn_exif(turn: int) -> bytes:
+    """An EXIF block that says how the picture is turned, and whose next entry points past it."""
+    entries = struct.pack("<HHLHHHHLL", 0x0112, 3, 1, turn, 0, 0x010E, 2, 99, 9999)
+    return b"Exif\0\0II*\0\x08\0\0\0\x02\0" + entries + bytes(4)
+
+
+def test_pixels_of_a_camera_with_12_bits_get_a_warning_that_says_how_to_scale(
+    tmp_path: Path,
+) -> None:
+    pixels, path = dark_pixels(), tmp_path / "camera.png"
+    Image.fromarray(pixels[:, :, 0]).save(path)
+    for same in (pixels, torch.from_numpy(pixels).permute(2, 0, 1), path):
+        text = (
+            f"{describe(same)}: the brightest pixel is 4095 where white is 65535: "
+            "multiply the pixels of a 12-bit camera by 16"
+        )
+        with pytest.warns(UserWarning, match=f"^{re.escape(text)}$") as said:
+            preprocess(same, align=False)
+        assert [warning.filename for warning in said] == [__file__]  # the caller's line
+
+
+@pytest.mark.filterwarnings("error")
+def test_where_warnings_are_errors_they_are_those_of_a_bad_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20000)  # of which Pillow warns
+    files = {
+        "dark.png": encoded(Image.fromarray(dark_pixels()[:, :, 0])),
+        "exif.png": encoded(Image.fromarray(RGB), exif=torn_exif(6)),
+        "exif.jpg": encoded(Image.fromarray(RGB), "JPEG", exif=torn_exif(6)),
+        "large.png": encoded(Image.fromarray(picture(150, 150))),
+    }
+    for name, data in files.items():
+        (tmp_path / name).write_bytes(data)
+    given = [*(tmp_path / name for name in files), *files.values(), dark_pixels()]
+    for image in given:
+        with pytest.raises(ValueError, match=re.escape(f"{describe(image)}: ")):
+            decode(image)
+    model = ImprovedVGG19(width=0.25)
+    assert predict_proba(model, given, align=False, errors="coerce").isnan().all()
 
 
 # --- what cannot be used -------------------------------------------------------------------
