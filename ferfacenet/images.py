@@ -73,16 +73,15 @@ def decode(image: Image) -> Tensor:
     """One image as (1 or 3, H, W) uint8, uint16 or float32 in [0, 1], on the CPU: EXIF-turned, what
     is transparent on white, at its own size; may share the given array's memory. Takes and raises
     what :func:`ferfacenet.preprocess` does."""
+    name = f"{describe(image)}: "
     try:
         pixels = _decode(image)
-    except (ValueError, Warning) as error:  # Warning: where Python makes errors of them
-        raise ValueError(f"{describe(image)}: {error}") from error
-    if pixels.dtype == torch.uint16 and (brightest := int(pixels.numpy().max())) < _DARK:
-        dark = f"{describe(image)}: the brightest pixel is {brightest} where white is 65535"
-        try:  # 3 is the line that calls the public function
-            warnings.warn(f"{dark}: multiply the pixels of a 12-bit camera by 16", stacklevel=3)
-        except Warning as error:
-            raise ValueError(str(error)) from error
+        if pixels.dtype == torch.uint16 and (brightest := int(pixels.numpy().max())) < _DARK:
+            dark = f"the brightest pixel is {brightest} where white is 65535"
+            hint = "multiply the pixels of a 12-bit camera by 16"
+            warnings.warn(f"{name}{dark}: {hint}", stacklevel=3)  # the public function's caller
+    except (ValueError, Warning) as error:  # a Warning, where Python makes errors of them
+        raise ValueError(name + str(error).removeprefix(name)) from error
     return pixels
 
 
@@ -161,6 +160,10 @@ def _open(data: bytes) -> PIL.Image.Image:
 def _from_pil(image: PIL.Image.Image) -> Tensor:
     kind = "progressive JPEG" if image.info.get("progressive") else image.format
     _check_size(image.height, image.width, kind or "picture")
+    if _is_scrambled(image):
+        raise ValueError(
+            "a TIFF with separate planes, of a kind that is misread; save it interleaved"
+        )
 
     def strip(rows: slice) -> np.ndarray[Any, Any]:
         part = np.asarray(remove_alpha(image.crop((0, rows.start, image.width, rows.stop))))
@@ -181,6 +184,19 @@ def _from_pil(image: PIL.Image.Image) -> Tensor:
     except Exception as error:  # decoders raise nearly anything on broken data
         raise ValueError(f"cannot be read as an image ({error})") from error
     return _from_array(upright)
+
+
+def _is_scrambled(image: PIL.Image.Image) -> bool:
+    """Whether Pillow, without a word, misreads the separate planes of a TIFF: of compressed ones
+    alpha and LAB, of others what is not plain bytes (it cuts "RGB;16B" to a letter a plane)."""
+    tags: Any = getattr(image, "tag_v2", {})
+    if tags.get(284) != 2:  # the planar configuration
+        return False
+    if image.info.get("compression") != "raw":
+        return image.mode in ("LA", "PA", "LAB") or (image.mode == "RGBA" and 338 not in tags)
+    if (bits := max(tags.get(258, (1,)))) > 8:
+        return bits == 16 or bool(tags.prefix == b"MM")
+    return tags.get(266) == 2 or tags.get(262, 0) in (0, 8)  # bits from the right; white 0, LAB
 
 
 def orientation(image: PIL.Image.Image) -> int:

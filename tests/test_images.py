@@ -6,6 +6,7 @@ import io
 import os
 import re
 import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -358,6 +359,76 @@ def test_where_warnings_are_errors_they_are_those_of_a_bad_image(
             decode(image)
     model = ImprovedVGG19(width=0.25)
     assert predict_proba(model, given, align=False, errors="coerce").isnan().all()
+
+
+# --- TIFFs with separate planes ------------------------------------------------------------
+
+
+def tiff(
+    planes: np.ndarray[Any, Any], photometric: int, extra: tuple[int, ...] = (), *,
+    separate: bool, packed: bool = False, fill_order: int = 1,
+) -> bytes:  # fmt: skip
+    """A TIFF of (C, H, W) planes in two strips each, which are compressed if it is packed."""
+    (count, height, width), order = planes.shape, planes.dtype.newbyteorder("=") != planes.dtype
+    end, bits = "<>"[order], 8 * planes.itemsize
+    bands = list(planes) if separate else [planes.transpose(1, 2, 0)]
+    halves = (slice(0, height // 2), slice(height // 2, height))
+    strips = [band[rows].tobytes() for band in bands for rows in halves]
+    strips = [zlib.compress(strip) for strip in strips] if packed else strips
+    short, long = ("H", 3), ("L", 4)
+    tags = {
+        256: (short, [width]), 257: (short, [height]), 258: (short, [bits] * count),
+        259: (short, [8 if packed else 1]), 262: (short, [photometric]),
+        266: (short, [fill_order]), 273: (long, [0] * len(strips)), 277: (short, [count]),
+        278: (short, [height // 2]), 279: (long, [len(strip) for strip in strips]),
+        284: (short, [2 if separate else 1]), 338: (short, list(extra)),
+        339: (short, [{"u": 1, "i": 2, "f": 3}[planes.dtype.kind]] * count),
+    }  # fmt: skip
+    tags = {tag: value for tag, value in tags.items() if value[1]}
+    begin = 8 + 2 + 12 * len(tags) + 4 + 100  # the strips', after all values that have 4 bytes
+    tags[273] = (long, [begin + sum(map(len, strips[:i])) for i in range(len(strips))])
+    entries = values = b""
+    for tag, ((letter, code), numbers) in tags.items():
+        value = struct.pack(f"{end}{len(numbers)}{letter}", *numbers)
+        if len(value) > 4:
+            values += value
+            value = struct.pack(f"{end}L", begin - 100 + len(values) - len(value))
+        entries += struct.pack(f"{end}HHL", tag, code, len(numbers)) + value.ljust(4, b"\0")
+    start = struct.pack(f"{end}2sHLH", b"IIMM"[2 * order :][:2], 42, 8, len(tags))
+    return start + entries + bytes(4) + values.ljust(100, b"\0") + b"".join(strips)
+
+
+@pytest.mark.parametrize(
+    ("kind", "photometric", "extra", "options", "misread"),
+    [
+        ("3u1", 2, (), {}, False), ("3u1", 2, (), {"packed": True}, False),
+        ("4u1", 2, (2,), {}, False), ("4u1", 2, (2,), {"packed": True}, False),
+        ("4u1", 5, (), {}, False), ("4u1", 5, (), {"packed": True}, False),
+        *((f"3{end}u2", 2, (), {"packed": True}, False) for end in "<>"),
+        ("1u1", 1, (), {}, False), ("1<f4", 1, (), {}, False), ("1>f4", 1, (), {}, True),
+        *((f"3{end}u2", 2, (), {}, True) for end in "<>"),
+        ("4u2", 2, (2,), {}, True), ("4u2", 5, (), {}, True), ("1u2", 1, (), {}, True),
+        ("3u1", 8, (), {}, True), ("3u1", 8, (), {"packed": True}, True),
+        ("1u1", 0, (), {}, True), ("3u1", 2, (), {"fill_order": 2}, True),
+        ("4u1", 2, (), {"packed": True}, True), ("2u1", 1, (2,), {"packed": True}, True),
+    ],
+)  # fmt: skip
+def test_tiffs_with_separate_planes_are_read_right_or_refused(
+    kind: str, photometric: int, extra: tuple[int, ...], options: dict[str, Any], misread: bool
+) -> None:
+    count, dtype = int(kind[0]), np.dtype(kind[1:])
+    random = np.random.default_rng(0)
+    high = 1 if dtype.kind == "f" else 256**dtype.itemsize
+    planes = (random.random((count, 40, 30)) * high).astype(dtype)
+    together = tiff(planes, photometric, extra, separate=False, **options)
+    apart = tiff(planes, photometric, extra, separate=True, **options)
+    assert decode(together).shape[1:] == (40, 30)
+    for same in (apart, Image.open(io.BytesIO(apart))):
+        if not misread:
+            assert torch.equal(decode(same), decode(together))
+            continue
+        with pytest.raises(ValueError, match=r"separate planes.*save it interleaved"):
+            decode(same)
 
 
 # --- what cannot be used -------------------------------------------------------------------
