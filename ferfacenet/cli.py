@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
 import math
 import os
 import re
+import signal
 import sys
+import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NoReturn
 
 import ferfacenet
-from ferfacenet.report import bars, complain, csv_line, describe, doubt, say
+from ferfacenet.report import FACE, complain, csv_line, doubt, printable, report, say
 
 if TYPE_CHECKING:
     from ferfacenet import Face, ImprovedVGG19
@@ -38,7 +40,6 @@ still done), or 2 if the command itself is wrong.
 _VIDEO = re.compile(r"\.(3gp|avi|flv|m2ts|m4v|mkv|mov|mp4|mpe?g|mts|ogv|webm|wmv)$", re.IGNORECASE)
 #: Images whose faces are read together, and threads that look for them.
 _CHUNK, _THREADS = 16, min(4, os.cpu_count() or 1)
-_FACE = ("x0", "y0", "x1", "y1", "score", "label", "confidence")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -47,38 +48,57 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):  # a file name that the console cannot show
             stream.reconfigure(errors="backslashreplace", line_buffering=True)
     options = _parser().parse_args(arguments)
+    before = signal.signal(signal.SIGTERM, _terminate)
     try:
-        try:
-            _check(options)
-            videos = _videos(options)
-            paths = videos or list(_expand(options.images))
-            plots = _plot_paths(options.plot, paths, bool(videos))
-            model = ferfacenet.load_pretrained(options.weights, device=options.device)
-            if options.align == "auto":
-                from ferfacenet.detector import load_detector
-
-                load_detector(model.mean.device)
-        except (ValueError, OSError, ImportError, RuntimeError) as error:
-            print(f"ferfacenet: {error}", file=sys.stderr)
-            return 2
-        if videos:
-            from ferfacenet.cli_video import run_videos
-
-            return run_videos(model, videos, plots, options)
-        return _run(model, paths, plots, options)
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_, **__: complain(message)
+            return _main(options)
     except OSError as error:  # of the output
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if isinstance(error, BrokenPipeError):  # the reader, head for instance, has seen enough
             return 0
-        print(f"ferfacenet: {error}", file=sys.stderr)
+        complain(error)
         return 1
-    except KeyboardInterrupt:
-        print("ferfacenet: interrupted", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as error:
+        complain("interrupted")
+        return 128 + int((error.args or (signal.SIGINT,))[0])
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _terminate(*_: object) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # timeout(1) sends it twice
+    raise KeyboardInterrupt(signal.SIGTERM)
+
+
+def _main(options: argparse.Namespace) -> int:
+    try:
+        _check(options)
+        videos = _videos(options)
+        paths, failed = (videos, False) if videos else _expand(options.images)
+        plots = _plot_paths(options.plot, paths, bool(videos))
+        model = ferfacenet.load_pretrained(options.weights, device=options.device)
+        if options.align == "auto":
+            from ferfacenet.detector import load_detector
+
+            load_detector(model.mean.device)
+    except (ValueError, OSError, ImportError, RuntimeError) as error:
+        complain(error)
+        return 2
+    if videos:
+        from ferfacenet.cli_video import run_videos
+
+        return run_videos(model, videos, plots, options)
+    return _run(model, paths, plots, options) or int(failed)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        super().error(printable(message))
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="ferfacenet",
         description="Read the expressions of all faces in photos or videos.",
         epilog=_EXAMPLE,
@@ -155,29 +175,35 @@ def _videos(options: argparse.Namespace) -> list[Path]:
     return videos
 
 
-def _expand(images: Sequence[Path]) -> Iterator[Path]:
-    """Files as they are, folders as the pictures below them, by name."""
+def _expand(images: Sequence[Path]) -> tuple[list[Path], bool]:
+    """Files, and the pictures below folders, by name; and whether a folder could not be read."""
     from ferfacenet.images import suffixes
 
     with suppress(ImportError):  # the photos of iPhones, where somebody has installed it
         import pillow_heif
 
         pillow_heif.register_heif_opener()
-    known = suffixes()
+    known, paths, failed = suffixes(), list[Path](), False
     for image in images:
-        if not image.is_dir():
-            yield image
+        if not os.path.isdir(image):  # noqa: PTH112  # Path's raises where a folder is locked
+            paths.append(image)
             continue
-        inside = sorted(path for path in image.rglob("*") if path.is_file())
+        errors = list[OSError]()
+        walk = os.walk(image, onerror=errors.append)
+        inside = sorted(Path(folder, name) for folder, _, names in walk for name in names)
         # macOS leaves ._photo.jpg beside photo.jpg on other file systems.
         pictures = [p for p in inside if p.suffix.lower() in known and p.name[:2] != "._"]
-        if not pictures:
+        if not pictures and not errors:
             raise ValueError(f"{image}: no pictures in this folder")
+        for error in errors:
+            complain(error)
         if skipped := Counter(p.suffix.lower() or p.name for p in set(inside) - set(pictures)):
             note = f"{image}: other files skipped: {skipped.total()} ({', '.join(sorted(skipped))})"
             hint = "; pip install pillow-heif to read .heic" if ".heic" in skipped else ""
-            print(f"ferfacenet: {note}{hint}", file=sys.stderr)
-        yield from pictures
+            complain(f"{note}{hint}")
+        paths += pictures
+        failed = failed or bool(errors)
+    return paths, failed
 
 
 def _plot_paths(out: Path | None, paths: Sequence[Path], video: bool) -> dict[Path, Path]:
@@ -190,7 +216,7 @@ def _plot_paths(out: Path | None, paths: Sequence[Path], video: bool) -> dict[Pa
     known: Iterable[str] = new_figure().canvas.get_supported_filetypes()
     known = WRITABLE if video else known
     if out.suffix and not out.is_dir():
-        if len(paths) > 1:
+        if len(paths) != 1:
             raise ValueError(f"--plot {out}: for {len(paths)} files name a folder")
         if out.suffix[1:].lower() not in known:
             raise ValueError(f"--plot {out}: the name must end in one of {', '.join(known)}")
@@ -199,42 +225,37 @@ def _plot_paths(out: Path | None, paths: Sequence[Path], video: bool) -> dict[Pa
         plots = {paths[0]: out}
     else:
         out.mkdir(parents=True, exist_ok=True)
-        names, suffix = [path.stem for path in paths], ".mp4" if video else ".png"
-        # Files of one name in different folders get the whole path as their name.
-        plots = {
-            path: out / f"{path.stem if names.count(path.stem) == 1 else _flat(path)}{suffix}"
-            for path in paths
-        }
+        plots, suffix = {}, ".mp4" if video else ".png"
+        photos = dict.fromkeys(paths)  # one may be given twice
+        stems = Counter(path.stem.casefold() for path in photos)
+        used: dict[str, int] = {}  # how many plots want a name; some systems ignore its case
+        for path in photos:
+            # Files of one name in different folders get the whole path as their name.
+            alone = stems[path.stem.casefold()] == 1
+            name = base = path.stem if alone else "_".join(path.relative_to(path.anchor).parts)
+            while name.casefold() in used:
+                used[base.casefold()] += 1
+                name = f"{base} ({used[base.casefold()]})"
+            used[name.casefold()] = 1
+            plots[path] = out / f"{name}{suffix}"
     inputs = {path.resolve() for path in paths}
     if lost := [plot for plot in plots.values() if plot.resolve() in inputs]:
         raise ValueError(f"--plot {out}: {lost[0]} is to be read: name another file or folder")
     return plots
 
 
-def _flat(path: Path) -> str:
-    return "_".join(part for part in path.parts if part not in (path.root, path.anchor))
-
-
 def _run(
-    model: ImprovedVGG19,
-    paths: Sequence[Path],
-    plots: dict[Path, Path],
-    options: argparse.Namespace,
+    model: ImprovedVGG19, paths: list[Path], plots: dict[Path, Path], options: argparse.Namespace
 ) -> int:
     from tqdm import tqdm
 
     from ferfacenet.inference import read_faces
+    from ferfacenet.plots import save_figure
 
     tta = None if options.tta == "none" else options.tta
     failed, left = False, iter(paths)
-
-    def find(path: Path) -> list[Face] | Exception:
-        try:
-            return _find(path, model, options)
-        except (ValueError, OSError) as error:
-            return error
-
-    header = ["image", *_FACE, *(model.categories or ())]
+    find = partial(_find, model=model, options=options)
+    header = ["image", *FACE, *(model.categories or ())]
     if options.csv:
         say(csv_line(header))
     many = len(paths) > 1 and sys.stderr.isatty()
@@ -248,58 +269,40 @@ def _run(
                     found.append((path, faces))
                     continue
                 failed = True
-                complain(path, faces)
+                complain(faces, path)
             read = iter(read_faces(model, [face for _, faces in found for face in faces], tta))
             for path, faces in found:
                 same = doubt(islice(read, len(faces)), options.min_confidence)
-                _report(path, same, len(header), options)
+                report(path, same, len(header), options)
                 if plot := plots.get(path):
                     try:
-                        ferfacenet.plot_faces(path, same).savefig(plot, dpi=110)
+                        save_figure(ferfacenet.plot_faces(path, same), plot)
                     except (ValueError, OSError) as error:
                         failed = True
-                        complain(plot, error)
+                        complain(error, plot)
     return int(failed)
 
 
-def _find(path: Path, model: ImprovedVGG19, options: argparse.Namespace) -> list[Face]:
+def _find(
+    path: Path, model: ImprovedVGG19, options: argparse.Namespace
+) -> list[Face] | ValueError | OSError:
+    """The faces in a photo, or why it cannot be read."""
     import torch
 
     from ferfacenet.faces import find_faces
     from ferfacenet.images import decode
+    from ferfacenet.transforms import centre_square, resize, to_gray
 
-    pixels = decode(path)
-    if options.align == "auto":
-        return find_faces(
-            pixels, options.min_size, options.min_score, options.max_faces, model.mean.device
-        )
+    try:
+        pixels = decode(path)
+        if options.align == "auto":
+            limits = options.min_size, options.min_score, options.max_faces
+            return find_faces(pixels, *limits, model.mean.device)
+    except (ValueError, OSError) as error:
+        return error
+    crop = resize(to_gray(centre_square(pixels)))
     height, width = pixels.shape[-2:]
     side = min(height, width)
     x, y = (width - side) // 2, (height - side) // 2
-    crop = ferfacenet.preprocess(pixels, align=False)
     box = tuple(map(float, (x, y, x + side, y + side)))
     return [ferfacenet.Face(box, torch.zeros(0, 2), math.nan, crop)]  # type: ignore[arg-type]
-
-
-def _report(path: Path, faces: list[Face], columns: int, options: argparse.Namespace) -> None:
-    rows = [describe(face) for face in faces]
-    if options.json:
-        say(json.dumps({"image": str(path), "faces": rows}))
-    elif options.csv:
-        for row, face in zip(rows, faces, strict=True):
-            chances = [row["probabilities"][name] for name in face.probabilities or ()]
-            say(csv_line([path, *row["box"], *(row[name] for name in _FACE[4:]), *chances]))
-        if not faces:
-            say(csv_line([path, *[""] * (columns - 1)]))
-    else:
-        say("\n".join(_text(path, rows, options.top)))
-
-
-def _text(path: Path, rows: list[dict[str, Any]], top: int | None) -> Iterator[str]:
-    if not rows:
-        yield f"{path}: no face"
-    for index, row in enumerate(rows):
-        x0, y0, x1, y1 = map(round, row["box"])
-        number = f" {index + 1} of {len(rows)}" if len(rows) > 1 else ""
-        yield f"{path}: face{number}, x {x0} to {x1}, y {y0} to {y1}: {row['label']}"
-        yield from bars(row["probabilities"], top)

@@ -7,7 +7,7 @@ import json
 import sys
 import time
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -16,8 +16,8 @@ from tqdm import tqdm
 
 from ferfacenet import ImprovedVGG19
 from ferfacenet.frames import VideoWriter, open_video, read_frames, stated_end
-from ferfacenet.plots import draw_faces, plot_tracks
-from ferfacenet.report import bars, complain, csv_line, describe, doubt, ranked, say
+from ferfacenet.plots import draw_faces, plot_tracks, save_figure
+from ferfacenet.report import bars, complain, csv_line, describe, doubt, printable, ranked, say
 from ferfacenet.video import FaceTracker, TrackedFace
 
 _COLUMNS = ("video", "frame", "seconds", "track", "x0", "y0", "x1", "y1", "score", "label")
@@ -28,10 +28,7 @@ Tracks: TypeAlias = dict[int, "tuple[array[float], array[float]]"]
 
 
 def run_videos(
-    model: ImprovedVGG19,
-    videos: Sequence[Path],
-    plots: dict[Path, Path],
-    options: argparse.Namespace,
+    model: ImprovedVGG19, videos: list[Path], plots: dict[Path, Path], options: argparse.Namespace
 ) -> int:
     """Read videos, or the camera, one after another; returns the exit status."""
     failed = False
@@ -40,30 +37,23 @@ def run_videos(
         say(csv_line([*_COLUMNS, "confidence", *names, *(f"raw {name}" for name in names)]))
     for path in videos:
         tracker = FaceTracker(
-            model,
-            smooth=options.smooth,
-            tta=None if options.tta == "none" else options.tta,
-            min_size=options.min_size,
-            min_score=options.min_score,
-            max_faces=options.max_faces,
-        )
+            model, smooth=options.smooth, tta=None if options.tta == "none" else options.tta,
+            min_size=options.min_size, min_score=options.min_score, max_faces=options.max_faces,
+        )  # fmt: skip
         try:
             _run(tracker, names, path, plots.get(path), options)
         except BrokenPipeError:
             raise
         except (ValueError, OSError) as error:
             failed = True
-            complain(path, error)
+            complain(error, path)
     return int(failed)
 
 
 def _run(
-    tracker: FaceTracker,
-    names: list[str],
-    path: Path,
-    plot: Path | None,
+    tracker: FaceTracker, names: list[str], path: Path, plot: Path | None,
     options: argparse.Namespace,
-) -> None:
+) -> None:  # fmt: skip
     count, tracks = 0, Tracks()
     writer = VideoWriter(plot) if plot else None
     source = path if options.camera is None else options.camera
@@ -92,7 +82,7 @@ def _run(
         longest = dict(sorted(tracks.items(), key=lambda item: -len(item[1][0])))
         if writer and plot:
             writer.close()
-            plot_tracks(longest, names).savefig(plot.with_suffix(".png"), dpi=110)
+            save_figure(plot_tracks(longest, names), plot.with_suffix(".png"))
         if not options.json and not options.csv and count:
             say("\n".join(_summary(path, longest, names, options.top)))
 
@@ -126,10 +116,10 @@ def _lines(
 def _summary(path: Path, tracks: Tracks, names: list[str], top: int | None) -> Iterator[str]:
     """Each person's mean probabilities as bars, who was seen longest first."""
     if not tracks:
-        yield f"{path}: no face"
+        yield f"{printable(path)}: no face"
     for number, (times, values) in tracks.items():
         count = len(times)
         chances = {name: sum(values[i :: len(names)]) / count for i, name in enumerate(names)}
         span = f"{times[0]:.1f} to {times[-1]:.1f} s, {count} frames"
-        yield f"{path}: person {number}, {span}: {next(iter(ranked(chances)))}"
+        yield f"{printable(path)}: person {number}, {span}: {next(iter(ranked(chances)))}"
         yield from bars(chances, top)

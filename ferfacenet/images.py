@@ -73,30 +73,26 @@ def decode(image: Image) -> Tensor:
     """One image as (1 or 3, H, W) uint8, uint16 or float32 in [0, 1], on the CPU: EXIF-turned, what
     is transparent on white, at its own size; may share the given array's memory. Takes and raises
     what :func:`ferfacenet.preprocess` does."""
+    import PIL.Image
+
     name = f"{describe(image)}: "
     try:
-        pixels = _decode(image)
+        if isinstance(image, Tensor):
+            pixels = _from_tensor(image)
+        elif isinstance(image, np.ndarray):
+            pixels = _from_array(image)
+        elif isinstance(image, PIL.Image.Image):
+            pixels = _from_pil(image)
+        elif isinstance(image, str) and _is_text(image):
+            raise TypeError("an image must be a path, not a URL or base64 text: give its bytes")
+        else:
+            pixels = _from_pil(_open(_read(image)))
         if pixels.dtype == torch.uint16 and (brightest := int(pixels.numpy().max())) < _DARK:
-            dark = f"the brightest pixel is {brightest} where white is 65535"
-            hint = "multiply the pixels of a 12-bit camera by 16"
-            warnings.warn(f"{name}{dark}: {hint}", stacklevel=3)  # the public function's caller
+            dark = f"brightest pixel {brightest}, white 65535: multiply those of 12 bits by 16"
+            warnings.warn(name + dark, stacklevel=3)  # the public function's caller
     except (ValueError, Warning) as error:  # a Warning, where Python makes errors of them
         raise ValueError(name + str(error).removeprefix(name)) from error
     return pixels
-
-
-def _decode(image: Image) -> Tensor:
-    import PIL.Image
-
-    if isinstance(image, Tensor):
-        return _from_tensor(image)
-    if isinstance(image, np.ndarray):
-        return _from_array(image)
-    if isinstance(image, PIL.Image.Image):
-        return _from_pil(image)
-    if isinstance(image, str) and _is_text(image):
-        raise TypeError("an image must be a path, not a URL or base64 text: give its bytes")
-    return _from_pil(_open(_read(image)))
 
 
 def _is_text(image: str) -> bool:
@@ -161,9 +157,7 @@ def _from_pil(image: PIL.Image.Image) -> Tensor:
     kind = "progressive JPEG" if image.info.get("progressive") else image.format
     _check_size(image.height, image.width, kind or "picture")
     if _is_scrambled(image):
-        raise ValueError(
-            "a TIFF with separate planes, of a kind that is misread; save it interleaved"
-        )
+        raise ValueError("a TIFF whose separate planes would be misread; save it interleaved")
 
     def strip(rows: slice) -> np.ndarray[Any, Any]:
         part = np.asarray(remove_alpha(image.crop((0, rows.start, image.width, rows.stop))))

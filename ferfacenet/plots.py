@@ -3,8 +3,10 @@ the frames and courses of a video."""
 
 from __future__ import annotations
 
+import io
 import itertools
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +15,7 @@ from ferfacenet.faces import Face, to_rgb
 from ferfacenet.frames import Picture
 from ferfacenet.images import Image, decode
 from ferfacenet.video import TrackedFace
+from ferfacenet.weights import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -28,6 +31,13 @@ def new_figure(**options: Any) -> Figure:
     except ImportError as error:
         raise ImportError('plotting needs matplotlib: pip install ".[plot]"') from error
     return Figure(**options)
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure in the format that the path's suffix names, whole or not at all."""
+    data = io.BytesIO()
+    figure.savefig(data, format=path.suffix[1:], dpi=110)
+    write_atomically(path, data.getvalue())
 
 
 def plot_faces(image: Image, faces: Sequence[Face]) -> Figure:
@@ -141,7 +151,6 @@ def plot_tracks(
         ax.set(ylim=(-0.03, 1.03), ylabel=f"person {number}")
     axes[-1].set_xlabel("seconds")
     if shown:
-        figure.legend(
-            *axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=len(names)
-        )
+        lines, labels = axes[0].get_legend_handles_labels()
+        figure.legend(lines, labels, loc="outside upper center", ncols=len(names))
     return figure

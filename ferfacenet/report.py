@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 import io
+import json
 import math
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,15 +18,14 @@ if TYPE_CHECKING:
     from ferfacenet import Face
 
 _Face = TypeVar("_Face", bound="Face")
+#: The columns of a face, after that of its photo.
+FACE = ("x0", "y0", "x1", "y1", "score", "label", "confidence")
 _BAR = 40
 
 
 def doubt(faces: Iterable[_Face], least: float) -> list[_Face]:
     """The faces; the label of those that are less sure than ``least`` is "unsure"."""
-    return [
-        replace(face, label="unsure") if (face.confidence or 0.0) < least else face
-        for face in faces
-    ]
+    return [replace(f, label="unsure") if (f.confidence or 0.0) < least else f for f in faces]
 
 
 def describe(face: Face) -> dict[str, Any]:
@@ -52,16 +53,47 @@ def bars(chances: Mapping[str, float], top: int | None) -> Iterator[str]:
         yield f"  {name:<{width}} {100 * value:5.1f} %  {block * round(_BAR * value)}".rstrip()
 
 
+def report(path: Path, faces: list[Face], columns: int, options: argparse.Namespace) -> None:
+    """Print the faces of a photo in the form that is asked for."""
+    rows = [describe(face) for face in faces]
+    if options.json:
+        say(json.dumps({"image": str(path), "faces": rows}))
+    elif options.csv:
+        for row, face in zip(rows, faces, strict=True):
+            chances = [row["probabilities"][name] for name in face.probabilities or ()]
+            say(csv_line([path, *row["box"], *(row[name] for name in FACE[4:]), *chances]))
+        if not faces:
+            say(csv_line([path, *[""] * (columns - 1)]))
+    else:
+        say("\n".join(_text(path, rows, options.top)))
+
+
+def _text(path: Path, rows: list[dict[str, Any]], top: int | None) -> Iterator[str]:
+    if not rows:
+        yield f"{printable(path)}: no face"
+    for index, row in enumerate(rows):
+        x0, y0, x1, y1 = map(round, row["box"])
+        number = f" {index + 1} of {len(rows)}" if len(rows) > 1 else ""
+        yield f"{printable(path)}: face{number}, x {x0} to {x1}, y {y0} to {y1}: {row['label']}"
+        yield from bars(row["probabilities"], top)
+
+
 def csv_line(cells: Sequence[object]) -> str:
     line = io.StringIO()
-    csv.writer(line, lineterminator="").writerow(cells)
-    return line.getvalue()
+    csv.writer(line).writerow(cells)  # which quotes what is in its line ends, "\r\n"
+    return line.getvalue()[:-2]
 
 
-def complain(path: Path, error: Exception) -> None:
-    """Say on stderr what is wrong with a file, with its name."""
-    text = str(error)
-    say(f"ferfacenet: {text if str(path) in text else f'{path}: {text}'}", sys.stderr)
+def printable(text: object) -> str:
+    """On one line, with escapes for all that could steer a terminal, as file names may."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text))
+
+
+def complain(problem: object, path: Path | None = None) -> None:
+    """Say on stderr what is wrong, with the name of the file if it does not say it."""
+    text = str(problem)
+    text = text if path is None or str(path) in text else f"{path}: {text}"
+    say(f"ferfacenet: {printable(text)}", sys.stderr)
 
 
 def say(text: str, file: IO[str] | None = None) -> None:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +20,7 @@ from conftest import PHOTO, PORTRAITS, faces, python_path, run, sharp
 from PIL import Image
 
 from ferfacenet import load_pretrained, predict_faces, predict_proba, save_pretrained
-from ferfacenet.cli import main
+from ferfacenet.cli import _plot_paths, main
 
 COMMAND = [sys.executable, "-c", "import sys; from ferfacenet.cli import main; sys.exit(main())"]
 Capture = pytest.CaptureFixture[str]
@@ -103,6 +107,77 @@ def test_a_folder_is_every_picture_below_it(
     assert f"{empty}: no pictures" in ask(weights, capsys, empty, status=2)[1]
 
 
+def test_no_two_photos_share_a_plot(
+    crop: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    pytest.importorskip("matplotlib", reason="needs the plot extra")
+    monkeypatch.chdir(tmp_path)
+    names = {
+        "a_b/c.png": "a_b_c.png.png",
+        "a/b/c.png": "a_b_c.png (2).png",
+        "a_b_c.png (2).png": "a_b_c.png (2) (2).png",
+        "d.png": "d.png.png",
+        "d.bmp": "d.bmp.png",
+        "Only.png": "Only.png",
+    }
+    for index, name in enumerate(names):
+        photo = tmp_path / name
+        photo.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (48, 48), 40 * index).save(photo)
+    ask(weights, capsys, "--align", "never", *names, "Only.png", "--plot", "plots")
+    assert {path.name for path in Path("plots").iterdir()} == set(names.values())
+    corners = [Image.open(Path("plots", plot)).getpixel((60, 160)) for plot in names.values()]
+    assert corners == [(40 * index,) * 3 + (255,) for index in range(len(names))]
+    cases = [Path(name) for name in ("a/Photo.jpg", "b/photo.jpg", "A/photo.jpg")]
+    plots = [str(plot).lower() for plot in _plot_paths(Path("plots"), cases, False).values()]
+    assert len(set(plots)) == 3
+
+
+def test_the_time_to_name_plots_grows_as_their_number(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="needs the plot extra")
+
+    def seconds(count: int) -> float:
+        paths = [Path(str(index), "photo.jpg") for index in range(count)]
+        begin = time.process_time()
+        assert len(set(_plot_paths(tmp_path, paths, False).values())) == count
+        return time.process_time() - begin
+
+    few = min(seconds(500) for _ in range(3))
+    assert min(seconds(8000) for _ in range(2)) < 30 * few
+
+
+def test_a_folder_that_is_locked_is_named_and_the_rest_done(
+    crop: Path, weights: Path, tmp_path: Path
+) -> None:
+    photos = [tmp_path / "folder" / name for name in ("a.png", "locked/b.png", "open/c.png")]
+    for photo in photos:
+        photo.parent.mkdir(parents=True, exist_ok=True)
+        photo.write_bytes(crop.read_bytes())
+    locked, alone = photos[1].parent, tmp_path / "alone"
+    alone.mkdir()
+    for folder in (locked, alone):
+        folder.chmod(0)
+    # Root may read all, unless it gives up its right to.
+    caps = "-dac_override,-dac_read_search"
+    drop = ["setpriv", f"--bounding-set={caps}", f"--inh-caps={caps}"] if os.geteuid() == 0 else []
+    if drop and not shutil.which("setpriv"):
+        pytest.skip("root can read every folder, and there is no setpriv to change that")
+    if subprocess.run([*drop, "ls", str(locked)], capture_output=True).returncode == 0:
+        pytest.skip("this user can read every folder")
+    done = subprocess.run(
+        [*drop, *COMMAND, "--json", "--align", "never", "--weights", str(weights),
+         *map(str, (photos[0].parent, alone, photos[1], crop))],
+        capture_output=True, text=True, env=os.environ | {"PYTHONPATH": python_path()},
+    )  # fmt: skip
+    assert done.returncode == 1
+    read = [json.loads(line)["image"] for line in done.stdout.splitlines()]
+    assert read == [str(photos[0]), str(photos[2]), str(crop)]
+    said = done.stderr.splitlines()
+    assert len(said) == 3 and all("Permission denied" in line for line in said)
+    for line, path in zip(said, (locked, alone, photos[1]), strict=True):
+        assert str(path) in line
+
+
 def test_plots(crop: Path, weights: Path, tmp_path: Path, capsys: Capture) -> None:
     pytest.importorskip("matplotlib", reason="needs the plot extra")
     out, folder, twin = tmp_path / "out.png", tmp_path / "plots", tmp_path / "twin" / "crop.png"
@@ -135,6 +210,60 @@ def test_a_plot_that_cannot_be_written_is_named_and_the_rest_done(
     answers, err = ask(weights, capsys, crop, second, "--plot", taken.parent, status=1)
     assert len(answers) == 2 and str(taken) in err and err.count("\n") == 1
     assert (taken.parent / "second.png").is_file()
+
+
+@pytest.mark.parametrize("death", [False, True])
+def test_an_older_plot_outlives_a_full_disk_and_a_death(
+    death: bool, crop: Path, weights: Path, tmp_path: Path
+) -> None:
+    """A limit on the size of files is such a disk, and its signal, if it is not ignored, a death in
+    the middle of writing."""
+    pytest.importorskip("matplotlib", reason="needs the plot extra")
+    pytest.importorskip("resource", reason="needs limits of processes")
+    plot = tmp_path / "plots" / "out.png"
+    plot.parent.mkdir()
+    plot.write_bytes(b"older")
+    code = f"""
+import resource, signal, sys
+import matplotlib.font_manager  # which may write a cache
+from ferfacenet.cli import main
+resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
+signal.signal(signal.SIGXFSZ, signal.{"SIG_DFL" if death else "SIG_IGN"})
+sys.exit(main())
+"""
+    done = run(code, "--align", "never", "--weights", str(weights), str(crop), "--plot", str(plot))
+    assert done.returncode == (-signal.SIGXFSZ if death else 1), done.stderr
+    assert death or (str(plot) in done.stderr and done.stderr.count("\n") == 1)
+    assert plot.read_bytes() == b"older"
+    left = [path.name for path in plot.parent.iterdir() if path != plot]
+    assert len(left) <= death and all(name.startswith(".") for name in left)
+
+
+def test_a_termination_ends_as_an_interrupt_does(crop: Path, weights: Path, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="needs the plot extra")
+    photos, plots = tmp_path / "photos", tmp_path / "plots"
+    photos.mkdir()
+    plots.mkdir()
+    for index in range(200):
+        (photos / f"{index:03}.png").write_bytes(crop.read_bytes())
+        (plots / f"{index:03}.png").write_bytes(b"older")
+    arguments = ["--json", "--align", "never", "--weights", weights, photos, "--plot", plots]
+    with subprocess.Popen(
+        [*COMMAND, *map(str, arguments)], text=True, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, env=os.environ | {"PYTHONPATH": python_path()},
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        lines = [process.stdout.readline() for _ in range(3)]
+        process.send_signal(signal.SIGTERM)
+        process.send_signal(signal.SIGTERM)  # as timeout(1) may
+        rest, errors = process.communicate(timeout=120)
+    assert process.returncode == 143 and errors == "ferfacenet: interrupted\n"
+    assert 3 <= len([json.loads(line) for line in [*lines, *rest.splitlines()]]) < 200
+    drawn = [plot for plot in plots.iterdir() if plot.read_bytes() != b"older"]
+    assert 2 <= len(drawn) < 200 and len(list(plots.iterdir())) == 200
+    for plot in drawn:
+        Image.open(plot).load()
 
 
 def test_photos_with_no_face_one_and_two(weights: Path, tmp_path: Path, capsys: Capture) -> None:
@@ -180,6 +309,33 @@ def test_csv(weights: Path, tmp_path: Path, capsys: Capture) -> None:
         assert [float(row[end]) for end in ("x0", "y0", "x1", "y1")] == face["box"]
         assert {name: float(row[name]) for name in face["probabilities"]} == face["probabilities"]
     assert none.pop("image") == str(sky) and set(none.values()) == {""}
+
+
+def test_names_that_would_steer_a_terminal_or_a_parser(
+    crop: Path, weights: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    odd = tmp_path / '\x1b[31m a\nb\rc\r\nd\t\x0b\x0c\x1c\x85\u2028\u202e  ;,"e.png'
+    bad, dark = odd.with_suffix(".jpg"), odd.with_suffix(".bmp")
+    odd.write_bytes(crop.read_bytes())
+    bad.write_text("no picture")
+    Image.new("I;16", (48, 48), 4095).save(dark, "PNG")  # of which a warning is given
+    options = ["--align", "never", "--weights", str(weights)]
+    names = [str(odd), str(dark)]
+    assert main(["--csv", *options, *names]) == 0
+    rows = list(csv.reader(io.StringIO(capsys.readouterr().out, newline="")))
+    assert [row[0] for row in rows] == ["image", *names] and len({*map(len, rows)}) == 1
+    answers, _ = ask(weights, capsys, "--align", "never", *names)
+    assert [answer["image"] for answer in answers] == names
+    assert main([*options, *names, str(bad), str(odd / "absent")]) == 1
+    said = capsys.readouterr()
+    assert [text.count("\n") for text in said] == [2 * 8, 3]
+    assert all(line.isprintable() for text in said for line in text.split("\n"))
+    assert "brightest pixel" in said.err and "not an image" in said.err
+    assert main([*options, "--weights", str(odd), str(odd)]) == 2
+    with pytest.raises(SystemExit):
+        main(["--\x1b[31m.png"])
+    said = capsys.readouterr()
+    assert all(line.isprintable() for line in said.err.split("\n"))
 
 
 def test_a_console_without_blocks_and_names_that_it_cannot_show(

@@ -332,8 +332,7 @@ def test_pixels_of_a_camera_with_12_bits_get_a_warning_that_says_how_to_scale(
     Image.fromarray(pixels[:, :, 0]).save(path)
     for same in (pixels, torch.from_numpy(pixels).permute(2, 0, 1), path):
         text = (
-            f"{describe(same)}: the brightest pixel is 4095 where white is 65535: "
-            "multiply the pixels of a 12-bit camera by 16"
+            f"{describe(same)}: brightest pixel 4095, white 65535: multiply those of 12 bits by 16"
         )
         with pytest.warns(UserWarning, match=f"^{re.escape(text)}$") as said:
             preprocess(same, align=False)

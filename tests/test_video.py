@@ -392,9 +392,10 @@ def test_a_wrong_command_is_one_line(
     assert said in line
 
 
-def test_an_interrupt_leaves_whole_files(weights: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_leaves_whole_files(kind: int, weights: Path, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="needs the plot extra")
-    clip = write(tmp_path / "long.mp4", [shift(i % 20) for i in range(600)])
+    clip = write(tmp_path / "long.mp4", [shift(i % 20) for i in range(300)])
     out = tmp_path / "out.mp4"
     code = "import sys; from ferfacenet.cli import main; sys.exit(main())"
     arguments = ["--json", "--weights", weights, clip, "--plot", out]
@@ -405,11 +406,11 @@ def test_an_interrupt_leaves_whole_files(weights: Path, tmp_path: Path) -> None:
     ) as process:  # fmt: skip
         assert process.stdout is not None
         lines = [process.stdout.readline() for _ in range(10)]
-        process.send_signal(signal.SIGINT)
+        process.send_signal(kind)
         rest, errors = process.communicate(timeout=120)
-    assert process.returncode == 130 and errors == "ferfacenet: interrupted\n"
+    assert process.returncode == 128 + kind and errors == "ferfacenet: interrupted\n"
     rows = [json.loads(line) for line in [*lines, *rest.splitlines()]]
-    assert 10 <= len(rows) < 600
+    assert 10 <= len(rows) < 300
     assert len(list(read_frames(out))) in (len(rows), len(rows) - 1)
     with Image.open(out.with_suffix(".png")) as picture:
         assert picture.width > 900
