@@ -226,10 +226,9 @@ def _plot_paths(out: Path | None, paths: Sequence[Path], video: bool) -> dict[Pa
     else:
         out.mkdir(parents=True, exist_ok=True)
         plots, suffix = {}, ".mp4" if video else ".png"
-        photos = dict.fromkeys(paths)  # one may be given twice
-        stems = Counter(path.stem.casefold() for path in photos)
+        stems = Counter(path.stem.casefold() for path in set(paths))  # one may be given twice
         used: dict[str, int] = {}  # how many plots want a name; some systems ignore its case
-        for path in photos:
+        for path in dict.fromkeys(paths):
             # Files of one name in different folders get the whole path as their name.
             alone = stems[path.stem.casefold()] == 1
             name = base = path.stem if alone else "_".join(path.relative_to(path.anchor).parts)

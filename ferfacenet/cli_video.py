@@ -58,8 +58,7 @@ def _run(
     writer = VideoWriter(plot) if plot else None
     source = path if options.camera is None else options.camera
     shown, begin = sys.stderr.isatty(), time.monotonic()
-    total = _count(source, options) if shown else None
-    bar = tqdm(total=total, unit="frame", disable=not shown)
+    bar = tqdm(total=_count(source, options) if shown else None, unit="frame", disable=not shown)
     try:
         with bar, closing(read_frames(source, options.every, options.fps)) as frames:
             for index, seconds, image in frames:

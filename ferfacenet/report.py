@@ -91,8 +91,7 @@ def printable(text: object) -> str:
 
 def complain(problem: object, path: Path | None = None) -> None:
     """Say on stderr what is wrong, with the name of the file if it does not say it."""
-    text = str(problem)
-    text = text if path is None or str(path) in text else f"{path}: {text}"
+    text = f"{path}: {problem}" if path and str(path) not in str(problem) else problem
     say(f"ferfacenet: {printable(text)}", sys.stderr)
 
 

@@ -11,13 +11,15 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from conftest import PHOTO, ROOT, python_path, sharp
+from conftest import PHOTO, ROOT, encoded, python_path, sharp
+from PIL import Image
 
 from ferfacenet import ImprovedVGG19, detect_faces, load_pretrained, predict_proba, save_pretrained
 from ferfacenet.model import FER2013_CATEGORIES
@@ -104,8 +106,8 @@ def test_ray_label(photos: Path, weights: Path, model: ImprovedVGG19, tmp_path: 
 
 
 @pytest.fixture
-def service(weights: Path, tmp_path: Path) -> Iterator[str]:
-    """The address of the running service."""
+def service(weights: Path, tmp_path: Path) -> Iterator[tuple[str, int]]:
+    """The address of the running service, and its process."""
     for name in ("fastapi", "uvicorn", "httpx", "python_multipart"):
         pytest.importorskip(name, reason="needs the examples extra")
     command = [sys.executable, "-m", "uvicorn", "fastapi_service:app", "--app-dir", str(EXAMPLES)]
@@ -119,17 +121,19 @@ def service(weights: Path, tmp_path: Path) -> Iterator[str]:
             line = process.stderr.readline()
             assert line, said
             said += line
-        yield found[1]
+        yield found[1], process.pid
         process.terminate()
 
 
-def test_fastapi_service(service: str, photos: Path, model: ImprovedVGG19) -> None:
+def upload(address: str, data: bytes, field: str = "photo") -> Any:
     import httpx
 
-    def post(data: bytes, field: str = "photo") -> Any:
-        with httpx.Client(trust_env=False, timeout=120) as client:
-            return client.post(f"{service}/faces", files={field: ("photo.jpg", data)})
+    with httpx.Client(trust_env=False, timeout=120) as client:
+        return client.post(f"{address}/faces", files={field: ("photo.jpg", data)})
 
+
+def test_fastapi_service(service: tuple[str, int], photos: Path, model: ImprovedVGG19) -> None:
+    post = partial(upload, service[0])
     uploads = [(photos / name).read_bytes() for name in ("a.jpg", "below/b.png")] * 2
     with ThreadPoolExecutor(2) as pool:
         replies = list(pool.map(post, uploads))
@@ -144,6 +148,25 @@ def test_fastapi_service(service: str, photos: Path, model: ImprovedVGG19) -> No
     assert broken.status_code == 400 and "image" in broken.json()["detail"]
     assert post(b"a photo in the wrong field", field="file").status_code == 422
     assert post(bytes(21 * 2**20)).status_code == 413
+
+
+def test_fastapi_service_bounds_the_memory_of_large_photos(service: tuple[str, int]) -> None:
+    address, process = service
+    status = Path(f"/proc/{process}/status")
+    if not status.is_file():
+        pytest.skip("needs /proc, which says how much memory a process has had")
+
+    def peak(*sides: int) -> int:
+        """The most KiB that the service has held, after photos of one colour at once."""
+        pictures = [encoded(Image.new("RGB", (side, side), (90, 140, 220))) for side in sides]
+        with ThreadPoolExecutor(len(sides)) as pool:
+            replies = list(pool.map(partial(upload, address), pictures))
+        assert [reply.json() for reply in replies] == [{"faces": []}] * len(sides)
+        return int(status.read_text().split("VmHWM:")[1].split()[0])
+
+    least = peak(300)
+    one = peak(3500) - least
+    assert peak(*[3500] * 8) - least < 5 * one
 
 
 def test_finetune_learns_own_classes(tmp_path: Path) -> None:
