@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
 import os
@@ -339,6 +340,20 @@ def test_json_and_csv_have_a_line_for_each_face_and_for_each_frame_without(
             assert row["raw"][name] == float(cells[f"raw {name}"]) == pytest.approx(value, abs=1e-6)
             assert float(cells[name]) == row["probabilities"][name]
     assert [row["track"] for row in rows[-1:]] == [None]
+
+
+def test_names_that_would_steer_a_terminal_or_a_parser(
+    clip: Path, weights: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    odd, absent = tmp_path / "\x1b[31m a\nb\r.mp4", tmp_path / "\x1b\n.mp4"
+    odd.symlink_to(clip)
+    ask(weights, "--csv", "--every", 10, odd)
+    header, *rows = csv.reader(io.StringIO(capsys.readouterr().out, newline=""))
+    assert {row[0] for row in rows} == {str(odd)} and {*map(len, rows)} == {len(header)}
+    ask(weights, "--every", 10, odd, absent, status=1)
+    said = capsys.readouterr()
+    assert said.err.count("\n") == 1 and "person 1" in said.out
+    assert all(line.isprintable() for text in said for line in text.split("\n"))
 
 
 def test_a_summary_of_each_person(clip: Path, weights: Path, capsys: Capture) -> None:
