@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import ckplus_kfold
 import numpy as np
@@ -82,7 +83,29 @@ def test_real_frames_and_their_folds(real: Frames) -> None:
     folds = ckplus_kfold.make_folds(real, ckplus_kfold.Config(protocol="subject"))
     for fold in range(10):  # nobody is on both sides
         assert not set(real.subjects[folds == fold]) & set(real.subjects[folds != fold])
-        assert set(real.labels[folds != fold]) == set(range(7))
+        assert set(real.labels[folds == fold]) == set(real.labels[folds != fold]) == set(range(7))
+    published = json.loads((ckplus_kfold.PUBLISHED / "result.json").read_text())
+    right = np.array(published["accuracy_by_fold"]) * np.bincount(folds)
+    assert right == pytest.approx(right.round())  # whole images: the folds are that run's
+
+
+def test_the_published_folds_hang_on_no_version_of_scikit_learn() -> None:
+    published = json.loads((ckplus_kfold.PUBLISHED / "folds.json").read_text())
+
+    def folds(persons: list[str], **settings: Any) -> list[int]:
+        """Of each person, from 1; each has one frame."""
+        count = len(persons)
+        images, labels = np.zeros((count, 48, 48), np.uint8), np.arange(count) % 7
+        frames = Frames(tuple(persons), images, labels, np.array(persons))
+        config = ckplus_kfold.Config(protocol="subject", **settings)
+        return [fold + 1 for fold in ckplus_kfold.make_folds(frames, config).tolist()]
+
+    assert folds([*published]) == [*published.values()]
+    for persons in ([*published, "S998"], [*published][1:]):
+        with pytest.raises(SystemExit, match=r"^(S998|S005): only in .*folds\.json.*--seed"):
+            folds(persons)
+    assert folds([*published], seed=1) != [*published.values()]
+    assert set(folds(persons, n_folds=9)) == set(range(1, 10))
 
 
 def test_what_is_no_ck_plus_is_named(tiny: Path, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@
                     frames of one sequence fall on both sides, so it does not say how well the
                     network reads a person it has not seen.
 --protocol subject  folds over persons, stratified as far as that allows: nobody is on both sides.
+                    The ten of --seed 0 are read from docs/results/ckplus-subject/folds.json.
 --protocol all      no folds: trains on every frame, for the weights that ship.
 
 Every fold is trained for the same fixed number of epochs and tested once, at the end; its test
@@ -65,6 +66,10 @@ RECIPES: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 
+#: The run over persons whose folds are read, since StratifiedGroupKFold's hang on the version of
+#: scikit-learn. (StratifiedKFold's do not.)
+PUBLISHED = Path(__file__).parents[1] / "docs" / "results" / "ckplus-subject"
+
 DATASET_LICENSE = (
     "CK+ (Lucey et al., 2010) is given out for research under an agreement that forbids passing "
     "it on. None of its images are in this repository."
@@ -81,11 +86,26 @@ def parse(arguments: list[str] | None) -> tuple[Config, Path]:
     return config, out
 
 
+def published_folds(frames: Frames) -> npt.NDArray[np.int64]:
+    """The published fold, from 0, of each frame's person, (N,)."""
+    path = PUBLISHED / "folds.json"
+    by_person = json.loads(path.read_text())
+    if others := sorted(by_person.keys() ^ set(frames.subjects)):
+        raise SystemExit(
+            f"{', '.join(others[:5])}: only in --data or only in {path}, whose folds are for the "
+            "persons that it names; another --seed makes others"
+        )
+    return np.array([by_person[person] - 1 for person in frames.subjects])
+
+
 def make_folds(frames: Frames, config: Config) -> npt.NDArray[np.int64]:
     """The fold, from 0, that tests each frame, (N,); -1 where there are none."""
     folds = np.full(len(frames.names), -1)
     if config.protocol == "all":
         return folds
+    published = json.loads((PUBLISHED / "config.json").read_text())
+    if all(getattr(config, name) == published[name] for name in ("protocol", "n_folds", "seed")):
+        return published_folds(frames)
     kind, groups = StratifiedKFold, None
     if config.protocol == "subject":
         kind, groups = StratifiedGroupKFold, frames.subjects
