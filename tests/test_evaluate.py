@@ -10,11 +10,12 @@ import evaluate
 import numpy as np
 import pytest
 import torch
-from _fer2013 import FERPLUS_CATEGORIES, hold_out, load
+from _fer2013 import FERPLUS_CATEGORIES, Faces, hold_out, load
 from conftest import sharp, votes_text
 from PIL import Image
 
 from ferfacenet import load_pretrained, predict_proba, save_pretrained
+from ferfacenet.model import FER2013_CATEGORIES
 
 
 @pytest.fixture
@@ -60,6 +61,24 @@ def test_duplicates_of_training_images_are_left_out(tiny_csv: Path) -> None:
     )
     assert len(part) == 7
     assert fresh.tolist() == [True, True, False, True, True, True, True]
+
+
+def test_an_image_of_one_gray_counts_as_wrong(weights: Path) -> None:
+    model, images = load_pretrained(weights), np.zeros((7, 48, 48), np.uint8)
+    images[2:] = np.random.default_rng(0).integers(0, 256, (5, 48, 48))
+    logits = evaluate.crop_logits(model, images)
+    labels = evaluate.average(logits, 1.0).argmax(1).numpy()  # as the network says, black ones too
+    part = Faces(images, labels, np.zeros(7, np.int64), np.arange(7))
+    result = evaluate.evaluate(part, np.ones(7, bool), model, logits)
+    assert result["accuracy"]["ten_crop"] == result["accuracy_deduplicated"]["ten_crop"] == 5 / 7
+    # Those of the two that no answer is wrong about are still asked for.
+    assert sum(of["support"] for of in result["per_class"].values()) == 7
+    assert result["per_class"][FER2013_CATEGORIES[labels[0]]]["recall"] < 1
+    assert np.sum(result["confusion"]) == 5
+    # Nobody is told probabilities of them, so there is nothing to be calibrated.
+    rest = part.where(part.varied())
+    alone = evaluate.evaluate(rest, np.ones(5, bool), model, logits[2:])
+    assert result["ece"] == alone["ece"] and alone["accuracy"]["ten_crop"] == 1
 
 
 def test_weights_with_the_classes_of_ferplus_are_measured_by_votes(
@@ -113,9 +132,9 @@ def test_predict_is_predict_proba(tiny_csv: Path, weights: Path) -> None:
 
 def test_a_hold_out_is_measured_by_itself(tiny_csv: Path, weights: Path) -> None:
     result = run(tiny_csv, weights, "--holdout", "0.4", "--fit-temperature")
-    _, held = hold_out(load(tiny_csv).split("Training"), 0.4)
+    held = hold_out(load(tiny_csv).split("Training"), 0.4)
     assert result["split"] == "Hold-out 0.4 of Training"
-    assert result["images"] == result["images_deduplicated"] == len(held) > 0
+    assert result["images"] == result["images_deduplicated"] == held.sum() > 0
     assert result["temperature"] != 1
     assert "ece_cross_fitted" in result
     with pytest.raises(SystemExit):

@@ -95,9 +95,22 @@ def test_folder_layout_takes_the_split_from_the_name(tmp_path: Path) -> None:
 def test_held_out_images_have_no_twin_in_training(tmp_path: Path) -> None:
     faces = load(write(tmp_path, csv_text(21, 7)))
     double = Faces(*(np.concatenate([array] * 2) for array in vars(faces).values()))
-    kept, held = hold_out(double, 0.4)
-    assert 0 < len(held) == len(double) - len(kept) < len(double)
-    assert not set(kept.hashes()) & set(held.hashes())
+    held = hold_out(double, 0.4)
+    assert 0 < held.sum() < len(double)
+    assert not set(double.where(held).hashes()) & set(double.where(~held).hashes())
+    folds = np.array([hold_out(double, 1 / 5, fold) for fold in range(1, 6)])
+    assert (folds.sum(0) == 1).all() and folds.any(1).all()  # each image is in one of them
+    assert np.array_equal(folds[0] | folds[1], held)
+    assert np.array_equal(folds[:, :28], folds[:, 28:])
+
+
+def test_images_of_one_gray_are_known() -> None:
+    images = np.zeros((4, 48, 48), np.uint8)
+    images[1] = 255
+    images[2, 47, 47] = 1
+    images[3] = np.arange(48)
+    zeros = np.zeros(4, np.int64)
+    assert Faces(images, zeros, zeros, zeros).varied().tolist() == [False, False, True, True]
 
 
 def test_real_votes_in_both_forms(

@@ -15,6 +15,7 @@ from typing import Any
 
 import _fer2013
 import _trainer
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -127,7 +128,8 @@ def test_ctrl_c_waits_until_the_epoch_is_written(
 def test_wrong_arguments_are_named(whole: Path, tiny: Path, tmp_path: Path) -> None:
     new = ["--data", str(tiny), "--out", str(tmp_path / "x")]
     for arguments, message in (
-        (["--data", str(tiny), "--out", str(whole)], "is not empty"),
+        (["--data", str(tiny), "--out", str(whole), *TINY, "--lr", "1"], "not empty.* another lr:"),
+        ([*new[:-1], str(tiny.parent)], "holds no run"),
         (["--resume", str(tmp_path)], "no run of this"),
         (["--resume", str(whole), "--lr", "1"], "--resume takes --epochs, --sizes"),
         (new, "--votes is needed"),
@@ -142,6 +144,7 @@ def test_wrong_arguments_are_named(whole: Path, tiny: Path, tmp_path: Path) -> N
         ([*new, *TINY, "--epochs", "0"], "--epochs 0 keeps .* --init"),
         ([*new, *TINY, "--sizes", "7x8"], "sizes must be"),
         ([*new, *TINY, "--holdout", "2"], "--holdout is a share"),
+        ([*new, *TINY, "--holdout", "0.1", "--fold", "1/5"], "give one of them"),
         ([*new, *TINY, "--teachers", "ckplus"], "categories"),
         ([*new, *TINY, "--init", str(whole / "weights"), "--arch", "vgg19"], "other layers"),
     ):
@@ -167,7 +170,7 @@ def test_two_processes_train_as_one(tiny: Path, tmp_path: Path) -> None:
     # Without dropout, whose masks are each process's own; at a low rate, since rounding grows
     # with every step of a network this deep.
     options = ["--data", str(tiny), *TINY, "--batch-size", "6", "--epochs", "2"]
-    options += ["--dropout", "0", "--lr", "0.001"]
+    options += ["--dropout", "0", "--lr", "0.001", "--amp", "off"]
     train.main([*options, "--out", str(tmp_path / "one")])
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command = [sys.executable, *torchrun, str(SCRIPT), *options, "--out", str(tmp_path / "two")]
@@ -177,6 +180,66 @@ def test_two_processes_train_as_one(tiny: Path, tmp_path: Path) -> None:
     first, second = (load_file(tmp_path / n / "checkpoint.safetensors") for n in ("one", "two"))
     for name in ("trainee.network.features.1.running_mean", "trainee.network.features.0.weight"):
         torch.testing.assert_close(first[name], second[name], rtol=1e-2, atol=1e-3)
+
+
+def test_images_of_one_gray_are_not_learned(whole: Path, tiny: Path, tmp_path: Path) -> None:
+    head, *lines = tiny.read_text().splitlines()
+    black, data, run = " ".join(["0"] * 48 * 48), tmp_path / "data.csv", tmp_path / "run"
+    lines[3:3] = [f"0,{black},Training"] * 5
+    data.write_text("\n".join([head, *lines]))
+    train.main(["--data", str(data), "--out", str(run), *TINY])
+    found, expected = (load_file(folder / "checkpoint.safetensors") for folder in (run, whole))
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    card = json.loads((run / "weights" / "config.json").read_text())["trained_on"]
+    assert card == "21 Training images of FER2013, of 26, 3 epochs."
+    # Nor is one got right, whatever the network says of it.
+    images, labels = torch.zeros(7, 48, 48, dtype=torch.uint8), torch.arange(7)
+    assert _trainer.accuracy(load_pretrained(run / "weights"), images, labels, 44) == 0
+
+
+def test_a_fold_is_not_learned_and_answered_for(tiny: Path, tmp_path: Path) -> None:
+    run, common = tmp_path / "run", ["--data", str(tiny), *TINY, "--epochs", "1"]
+    train.main([*common, "--fold", "2/5", "--out", str(run)])
+    answers, model = np.load(run / "answers.npz"), load_pretrained(run / "weights-float32")
+    faces = train.load(tiny)
+    for key, name in (("training", "Training"), ("public", "PublicTest")):
+        pixels = torch.tensor(faces.split(name).images)[:, None] / 255
+        expected = predict_proba(model, pixels, tta="ten_crop", precision="float32").log()
+        assert answers[key].dtype == np.float16
+        torch.testing.assert_close(torch.tensor(answers[key]).float(), expected, atol=2e-3, rtol=0)
+    training = faces.split("Training")
+    held = _fer2013.hold_out(training, 1 / 5, 2)
+    assert 0 < held.sum() < 14 and np.array_equal(answers["unseen"], held)
+    assert (str(answers["fold"]), str(answers["fingerprint"])) == ("2/5", training.fingerprint())
+    assert (run / "answers.npz").stat().st_size < 10_000
+    # As if they were not in the file.
+    head, *lines = tiny.read_text().splitlines()
+    rest = [line for line, out in zip(lines, [*held, *[False] * 7], strict=True) if not out]
+    (tmp_path / "rest.csv").write_text("\n".join([head, *rest]))
+    common[1] = str(tmp_path / "rest.csv")
+    train.main([*common, "--out", str(tmp_path / "rest")])
+    first, other = (
+        load_pretrained(folder / "weights-float32") for folder in (run, tmp_path / "rest")
+    )
+    assert all(map(torch.equal, first.parameters(), other.parameters()))
+    card = json.loads((run / "weights" / "config.json").read_text())["trained_on"]
+    assert card == f"{(~held).sum()} Training images of FER2013, of 21, 1 epochs."
+
+
+def test_the_same_command_goes_on(tiny: Path, whole: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    command = ["--data", str(tiny), "--out", str(run), *TINY[2:]]
+    train.main([*command, "--epochs", "1"])
+    before = (run / "checkpoint.safetensors").read_bytes()
+    with pytest.raises(SystemExit, match="its run has another epochs"):
+        train.main([*command, "--epochs", "3"])
+    (run / "weights" / "config.json").unlink()
+    train.main([*command, "--epochs", "1"])  # it was over but for the weights
+    assert load_pretrained(run / "weights")
+    assert (run / "checkpoint.safetensors").read_bytes() == before
+    train.main(["--resume", str(run), "--epochs", "2"])
+    train.main(command)  # with as many epochs as the run has got since
+    assert len(lines_of(run)) == 2
 
 
 def test_as_many_epochs_as_fit_the_time(tiny: Path, tmp_path: Path) -> None:

@@ -44,8 +44,7 @@ from safetensors import safe_open
 def start(run):
     child = os.fork()
     if child == 0:
-        new = [*sys.argv[2:], "--out", str(run)]
-        train.main(["--resume", str(run)] if (run / "config.json").exists() else new)
+        train.main([*sys.argv[2:], "--out", str(run)])
         os._exit(0)
     return child
 

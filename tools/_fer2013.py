@@ -75,16 +75,24 @@ class Faces:
             digest.update(np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()
 
+    def varied(self) -> npt.NDArray[np.bool_]:
+        """Which images, (N,), are not of one gray throughout, which shows no expression: twelve of
+        FER2013 are plain black."""
+        flat = self.images.reshape(len(self), -1)
+        varied: npt.NDArray[np.bool_] = (flat != flat[:, :1]).any(1)
+        return varied
+
     def hashes(self) -> list[bytes]:
         """One digest of each image's pixels, to find byte-identical images."""
         return [hashlib.sha256(image.tobytes()).digest() for image in self.images]
 
 
-def hold_out(faces: Faces, share: float) -> tuple[Faces, Faces]:
-    """Split off ``share`` of the faces by the digest of their pixels, so that byte-identical
-    images are on one side and every run holds out the same ones."""
-    kept = np.array([int.from_bytes(d[:4], "big") / 2**32 >= share for d in faces.hashes()])
-    return faces.where(kept), faces.where(~kept)
+def hold_out(faces: Faces, share: float, fold: int = 1) -> npt.NDArray[np.bool_]:
+    """Which faces, (N,), are in the ``fold``-th ``share`` of them, by the digest of their pixels,
+    so that byte-identical images are on one side and every run holds out the same ones."""
+    place = np.array([int.from_bytes(d[:4], "big") / 2**32 for d in faces.hashes()])
+    held: npt.NDArray[np.bool_] = ((fold - 1) * share <= place) & (place < fold * share)
+    return held
 
 
 def load(path: str | os.PathLike[str]) -> Faces:
@@ -251,6 +259,7 @@ if __name__ == "__main__":
     faces = load(sys.argv[1])
     for index, name in enumerate(SPLITS):
         counts = np.bincount(faces.labels[faces.splits == index], minlength=7)
-        print(f"{name}: {counts.sum()} images, per label {counts}")
+        constant = int((~faces.where(faces.splits == index).varied()).sum())
+        print(f"{name}: {counts.sum()} images, {constant} of one gray, per label {counts}")
     pixels = faces.split("Training").images / 255
     print(f"Training pixels: mean {pixels.mean():.4f}, standard deviation {pixels.std():.4f}")

@@ -130,7 +130,8 @@ def parse_run(
     )
     add = parser.add_argument
     add("--recipe", choices=recipes, default="release", help="where to start from")
-    add("--out", type=Path, default=None, help="folder of the run, new or empty")
+    help = "folder of the run: a new one, or with the same settings one that goes on"
+    add("--out", type=Path, default=None, help=help)
     add("--resume", type=Path, default=None, metavar="RUN", help="go on with the run in a folder")
     for name, hint in get_type_hints(kind).items():
         flag = "--" + name.replace("_", "-")
@@ -153,14 +154,29 @@ def parse_run(
             raise SystemExit(f"--resume {resume}: no run of this script: {error}") from error
     if not out or "data" not in given:
         raise SystemExit("--data and --out are needed (or --resume)")
-    if out.exists() and any(out.iterdir()):
-        raise SystemExit(f"{out} is not empty: give another --out, or --resume {out}")
     for name in given.keys() & set(paths):  # --resume may be called from another folder
         given[name] = str(Path(given[name]).resolve())
     try:
-        return kind(**{**recipes[recipe], **given}), out
+        config = kind(**{**recipes[recipe], **given})
     except ValueError as error:
         raise SystemExit(str(error)) from error
+    # A name with a dot is that of a file which a kill left half-written.
+    if not out.exists() or all(path.name.startswith(".") for path in out.iterdir()):
+        return config, out
+    try:
+        saved = kind(**json.loads((out / "config.json").read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise SystemExit(f"{out} is not empty and holds no run: give another --out") from error
+    # What --resume or the run itself may have changed is as given, or else as the run has it.
+    kept = {name: getattr(saved, name) for name in set(changeable) - given.keys()}
+    config = dataclasses.replace(config, **kept)
+    if config != saved:
+        other = sorted(dict(vars(config).items() - vars(saved).items()))
+        raise SystemExit(
+            f"{out} is not empty, and its run has another {', another '.join(other)}: "
+            f"give another --out, or --resume {out}"
+        )
+    return config, out
 
 
 def load_init(name: str, flag: str = "--init") -> ImprovedVGG19:

@@ -118,7 +118,8 @@ def choose(
     not occur, byte for byte, in Training."""
     known = set[bytes]()
     if holdout:  # has no twin in the rest of Training
-        part = hold_out(faces.split("Training"), holdout)[1]
+        part = faces.split("Training")
+        part = part.where(hold_out(part, holdout))
     else:
         part = faces.split(split)
         if split != "Training":
@@ -151,18 +152,24 @@ def evaluate(
 ) -> dict[str, Any]:
     """All figures of a split: by each way to take views, with and without the images that are not
     ``fresh``; confusion and classes by the default way. ``logits`` are those of the ten crops.
-    With ``fit`` the model's temperature is fitted to them first, for the default way."""
-    default, labels = logits[:, VIEWS["flip"]], torch.tensor(part.labels)
+    With ``fit`` the model's temperature is fitted to them first, for the default way.
+
+    An image of one gray throughout counts as wrong, whatever the network says of it, and not at
+    all where probabilities are judged and in the confusion matrix."""
+    varied = part.varied()
+    default, labels = logits[varied][:, VIEWS["flip"]], torch.tensor(part.labels[varied])
     if fit:
         model.temperature.fill_(fit_temperature(default, labels))
     names = model.categories or ()
     temperature = round(model.temperature.item(), 4)
     answers = {name: average(logits[:, which], temperature) for name, which in VIEWS.items()}
-    right = {name: found.argmax(1).numpy() == part.labels for name, found in answers.items()}
-    predicted = answers["flip"].argmax(1).numpy()
+    decided = {
+        name: np.where(varied, found.argmax(1).numpy(), -1) for name, found in answers.items()
+    }
+    right = {name: found == part.labels for name, found in decided.items()}
     classes = range(len(names))
     scores = precision_recall_fscore_support(
-        part.labels, predicted, labels=classes, zero_division=0
+        part.labels, decided["flip"], labels=classes, zero_division=0
     )
     keys = ("precision", "recall", "f1", "support")
     by_class = zip(*(column.tolist() for column in scores), strict=True)
@@ -173,7 +180,7 @@ def evaluate(
         "accuracy": {name: float(of.mean()) for name, of in right.items()},
         "accuracy_deduplicated": {name: float(of[fresh].mean()) for name, of in right.items()},
         "ece": {
-            name: round(calibration(found.double().numpy(), part.labels)[0], 6)
+            name: round(calibration(found[varied].double().numpy(), labels.numpy())[0], 6)
             for name, found in answers.items()
         },
         "macro_f1": float(scores[2].mean()),
@@ -181,7 +188,7 @@ def evaluate(
             name: dict(zip(keys, row, strict=True))
             for name, row in zip(names, by_class, strict=True)
         },
-        "confusion": confusion_matrix(part.labels, predicted, labels=classes).tolist(),
+        "confusion": confusion_matrix(part.labels, decided["flip"], labels=classes).tolist(),
     }
     return found | {"ece_cross_fitted": cross_fitted_ece(default, labels)} if fit else found
 
@@ -191,8 +198,9 @@ def draw(result: dict[str, Any], part: Faces, logits: Tensor, folder: Path) -> N
     plot_confusion(
         np.array(result["confusion"]), list(result["per_class"]), folder / "confusion.png"
     )
-    found = average(logits[:, VIEWS["flip"]], result["temperature"])
-    error, bins = calibration(found.double().numpy(), part.labels)
+    varied = part.varied()
+    found = average(logits[varied][:, VIEWS["flip"]], result["temperature"])
+    error, bins = calibration(found.double().numpy(), part.labels[varied])
     title = f"{result['split']}, centre and mirror: calibration error {error:.3f}"
     plot_reliability(bins, title, folder / "reliability.png")
 

@@ -3,19 +3,25 @@
   python tools/train.py --data fer2013.csv --recipe paper --out runs/paper
   python tools/train.py --data fer2013.csv --votes fer2013new.csv --out runs/release
   python tools/train.py --data fer2013.csv --votes fer2013new.csv --recipe small --out runs/small
+  python tools/train.py --data fer2013.csv --votes fer2013new.csv --fold 1/5 --out runs/fold1
   python tools/train.py --resume runs/release [--epochs 120]
   torchrun --nproc-per-node 2 tools/train.py --data fer2013.csv --recipe paper --out runs/two
 
 The folder --out gets config.json (every setting, resolved), metrics.jsonl (a line an epoch),
 curves.png, checkpoint.safetensors (--resume goes on from it) and, at the end, weights/
 (config.json and model.safetensors, which ferfacenet.load_pretrained reads) and
-weights-float32/, the same before they were rounded to float16. With --epochs 0 the network of
---init is kept, and --precise-bn measures its BatchNorm anew.
+weights-float32/, the same before they were rounded to float16. The same command again goes on
+too. With --epochs 0 the network of --init is kept, and --precise-bn measures its BatchNorm anew.
+
+With --fold 1/5 (to 5/5) that fifth of the Training images is not learned, and in the end
+answers.npz tells what the network says of all of them: copy it to docs/results/folds/, for a
+student whose teachers have not seen the images that they are asked about.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import math
 import os
@@ -25,6 +31,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.distributed as dist
 from _augment import NUMBERS, augment
@@ -35,12 +42,13 @@ from _networks import change_categories, plain_vgg19
 from _settings import Settings, load_init, name_of, parse_run
 from _thin import FACES, thin
 from _trainer import Teacher, Trainer, accuracy, progress
-from evaluate import predict
+from evaluate import crop_logits, predict
 from torch import Tensor, nn
 
 from ferfacenet import ImprovedVGG19, save_pretrained
 from ferfacenet.fast import Precision, fast_forward
 from ferfacenet.model import FER2013_CATEGORIES
+from ferfacenet.weights import write_atomically
 
 
 @dataclass(frozen=True)
@@ -59,6 +67,7 @@ class Config(Settings):
     arch: Literal["improved", "vgg19"] = "improved"  # vgg19: torchvision's plain VGG19
     batch_norm: bool = True
     holdout: float = 0.0  # share of Training that is kept out of training, to report on
+    fold: Literal["", "1/5", "2/5", "3/5", "4/5", "5/5"] = ""  # a fifth that is kept out
     limit: int = 0  # train on the first so many images only; 0 for all
     init: str = ""  # weights to start from, a name, folder or Hub id; fresh ones if empty
     every: int = 1  # epochs from one test and checkpoint to the next; the last is always tested
@@ -67,6 +76,11 @@ class Config(Settings):
     @property
     def categories(self) -> tuple[str, ...]:
         return FERPLUS_CATEGORIES if self.labels == "ferplus" else FER2013_CATEGORIES
+
+    def held(self, faces: Faces) -> npt.NDArray[np.bool_]:
+        """Which of the faces, (N,), are kept out."""
+        share, number = (1 / 5, int(self.fold[0])) if self.fold else (self.holdout, 1)
+        return hold_out(faces, share, number)
 
 
 DATASET_LICENSE = (
@@ -123,6 +137,8 @@ def parse(arguments: list[str] | None = None) -> tuple[Config, Path]:
         raise SystemExit("--epochs 0 keeps the network of --init: name one")
     if not 0 <= config.holdout < 1:
         raise SystemExit("--holdout is a share, from 0 to 1")
+    if config.holdout and config.fold:
+        raise SystemExit("--holdout and --fold both keep images out: give one of them")
     return config, out
 
 
@@ -216,10 +232,10 @@ def remembering(ask: Teacher, answers: Answers) -> Teacher:
     return look_up
 
 
-def trained_on(config: Config, images: int, held: int) -> str:
-    """The sentence of the model card."""
+def trained_on(config: Config, images: int, given: int) -> str:
+    """The sentence of the model card, about ``images`` of those ``given``."""
     text = f"{images:,} Training images of FER2013"
-    text += f", of {images + held:,}" * bool(held) + f", {config.epochs} epochs"
+    text += f", of {given:,}" * (images < given) + f", {config.epochs} epochs"
     if config.init:
         text += f", from the weights {name_of(config.init)}"
     if config.teachers:
@@ -229,6 +245,27 @@ def trained_on(config: Config, images: int, held: int) -> str:
     elif config.votes_weight or config.votes_correction:
         text += "; the FER+ votes on the same images were used in training"
     return text + "."
+
+
+def save_answers(config: Config, model: ImprovedVGG19, faces: Faces, path: Path) -> None:
+    """Write what the network of a fold says of all Training and PublicTest images, in the data's
+    order, with what tells whether they are the same data and which of them it has not seen.
+
+    ``training`` (N, C) and ``public`` (M, C) float16: the logs of the ten crops' mean
+    probabilities; ``fold``, such as "1/5"; ``unseen`` (N,) bool; ``fingerprint``, of the N images.
+    """
+    training, buffer = faces.split("Training"), io.BytesIO()
+    said = [
+        (crop_logits(model, part.images, title, "float32") / model.temperature.item())
+        .log_softmax(-1).logsumexp(1).sub(math.log(10)).half().numpy()
+        for title, part in (("Training", training), ("PublicTest", faces.split("PublicTest")))
+    ]  # fmt: skip
+    np.savez_compressed(
+        buffer, training=said[0], public=said[1], fold=config.fold, unseen=config.held(training),
+        fingerprint=training.fingerprint(),
+    )  # fmt: skip
+    write_atomically(path, buffer.getvalue())
+    print(f"What it says of every image is in {path}: copy it to docs/results/folds/")
 
 
 def fit_epochs(config: Config, done: int, elapsed: float, marks: list[float]) -> Config:
@@ -337,17 +374,18 @@ def main(arguments: list[str] | None = None, answers: Answers | None = None) -> 
     training = faces.split("Training")
     if config.limit:
         training = training.where(np.arange(len(training)) < config.limit)
+    given, unseen = len(training), config.held(training)
+    held, training = training.where(unseen), training.where(~unseen & training.varied())
     fingerprint = training.fingerprint()
-    training, held = hold_out(training, config.holdout)
     tests = {"public_accuracy": faces.split("PublicTest")}
-    if config.holdout:
+    if len(held):
         tests["holdout_accuracy"] = held
     shares = None
     if config.labels == "ferplus":
         for key, part in tests.items():
             tests[key], _ = relabel(part, load_votes(config.votes, part))
-        training, given = relabel(training, load_votes(config.votes, training), least=0)
-        shares = torch.from_numpy(given)
+        training, found = relabel(training, load_votes(config.votes, training), least=0)
+        shares = torch.from_numpy(found)
 
     tensors, state = load_checkpoint(out, fingerprint, config.data)
     state = state or {"fingerprint": fingerprint, "history": []}
@@ -362,14 +400,16 @@ def main(arguments: list[str] | None = None, answers: Answers | None = None) -> 
         if not config.epochs and config.precise_bn:  # else train_epoch does it, after the last one
             trainer.measure_batch_norm()
         config = train(config, out, trainer, tests, state)
-    if trainer.rank == 0 and config.arch == "improved" and config.batch_norm:
-        for folder, dtype in (("weights", torch.float16), ("weights-float32", torch.float32)):
-            save_pretrained(
-                trainer.average, out / folder, dtype=dtype, dataset_license=DATASET_LICENSE,
-                trained_on=trained_on(config, len(training), len(held)),
-                selected_on="The weights after the last epoch; no epoch was picked.",
-            )  # fmt: skip
-        print(f"The weights are in {out / 'weights'}: python tools/evaluate.py --weights ...")
+        if trainer.rank == 0 and config.arch == "improved" and config.batch_norm:
+            for folder, dtype in (("weights", torch.float16), ("weights-float32", torch.float32)):
+                save_pretrained(
+                    trainer.average, out / folder, dtype=dtype, dataset_license=DATASET_LICENSE,
+                    trained_on=trained_on(config, len(training), given),
+                    selected_on="The weights after the last epoch; no epoch was picked.",
+                )  # fmt: skip
+            print(f"The weights are in {out / 'weights'}: python tools/evaluate.py --weights ...")
+        if trainer.rank == 0 and config.fold:
+            save_answers(config, trainer.average, faces, out / "answers.npz")
     if dist.is_initialized():
         dist.destroy_process_group()
 
