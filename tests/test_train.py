@@ -102,6 +102,12 @@ def test_a_stopped_run_resumes_bit_identical(whole: Path, tiny: Path, tmp_path: 
     while not (run / "metrics.jsonl").exists():
         assert process.poll() is None, process.communicate()[1]
         time.sleep(0.01)
+    process.send_signal(signal.SIGSTOP)
+    try:
+        with pytest.raises(SystemExit, match="another process is at work on"):
+            train.main(command[2:])
+    finally:
+        process.send_signal(signal.SIGCONT)
     process.terminate()
     _, err = process.communicate()
     assert process.returncode == 130 and f"--resume {run}" in err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -9,6 +10,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +24,24 @@ from ferfacenet.weights import write_atomically
 CHECKPOINT = "checkpoint.safetensors"
 
 
+@cache
+def claim(run: Path) -> int:
+    """Keep other processes from writing ``run`` until this one ends; SystemExit if one does it
+    already. (Where the system cannot lock files, as Windows, nothing is kept.)"""
+    descriptor = os.open(run / ".lock", os.O_RDWR | os.O_CREAT)
+    with contextlib.suppress(ImportError, OSError):
+        import fcntl
+
+        try:
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
+            raise SystemExit(f"another process is at work on {run}: let it, or end it") from error
+    return descriptor
+
+
 def save_config(run: Path, config: Settings) -> None:
     run.mkdir(parents=True, exist_ok=True)
+    claim(run.resolve())
     write_atomically(run / "config.json", json.dumps(dataclasses.asdict(config), indent=2).encode())
 
 
