@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import os
@@ -10,7 +9,6 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,24 +22,24 @@ from ferfacenet.weights import write_atomically
 CHECKPOINT = "checkpoint.safetensors"
 
 
-@cache
-def claim(run: Path) -> int:
-    """Keep other processes from writing ``run`` until this one ends; SystemExit if one does it
-    already. (Where the system cannot lock files, as Windows, nothing is kept.)"""
-    descriptor = os.open(run / ".lock", os.O_RDWR | os.O_CREAT)
-    with contextlib.suppress(ImportError, OSError):
-        import fcntl
-
+@contextmanager
+def claimed(run: Path) -> Iterator[None]:
+    """Keep other processes from writing ``run``, where the system can lock files (Windows cannot);
+    SystemExit if one does it already."""
+    run.mkdir(parents=True, exist_ok=True)
+    with (run / ".lock").open("w") as file:
         try:
-            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            import fcntl
+
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except ImportError:
+            pass
         except (BlockingIOError, PermissionError) as error:
             raise SystemExit(f"another process is at work on {run}: let it, or end it") from error
-    return descriptor
+        yield
 
 
 def save_config(run: Path, config: Settings) -> None:
-    run.mkdir(parents=True, exist_ok=True)
-    claim(run.resolve())
     write_atomically(run / "config.json", json.dumps(dataclasses.asdict(config), indent=2).encode())
 
 

@@ -29,7 +29,7 @@ import evaluate
 import numpy as np
 import numpy.typing as npt
 import torch
-from _checkpoint import load_checkpoint, save_checkpoint, save_config, stoppable
+from _checkpoint import claimed, load_checkpoint, save_checkpoint, save_config, stoppable
 from _ckplus import CATEGORIES, Frames, load
 from _fer2013 import Faces
 from _networks import change_categories
@@ -183,7 +183,6 @@ def main(arguments: list[str] | None = None) -> None:
             "command": evaluate.record_command("ckplus_kfold.py", arguments),
         }  # fmt: skip
     history, folds = state["history"], np.array(state["folds"])
-    save_config(out, config)
 
     count = max(1, folds.max() + 1)
     batch = config.batch_size
@@ -191,7 +190,8 @@ def main(arguments: list[str] | None = None) -> None:
     done = sum(images[line["fold"] - 1] for line in history)
     logits = tensors.get("logits", torch.empty(0, 10, len(CATEGORIES)))
     again = f"python tools/ckplus_kfold.py --resume {out}"
-    with stoppable(again), progress(sum(images) * config.epochs, done) as bar:
+    with claimed(out), stoppable(again), progress(sum(images) * config.epochs, done) as bar:
+        save_config(out, config)
         for fold in range(state["fold"], count):
             state["fold"], training = fold, folds != fold
             settings = dataclasses.replace(config, seed=config.seed * 1_000 + fold)

@@ -26,6 +26,7 @@ import json
 import math
 import os
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -35,7 +36,14 @@ import numpy.typing as npt
 import torch
 import torch.distributed as dist
 from _augment import NUMBERS, augment
-from _checkpoint import load_checkpoint, save_checkpoint, save_config, stoppable, uninterrupted
+from _checkpoint import (
+    claimed,
+    load_checkpoint,
+    save_checkpoint,
+    save_config,
+    stoppable,
+    uninterrupted,
+)
 from _fer2013 import FERPLUS_CATEGORIES, Faces, hold_out, load, load_votes, relabel, vote_odds
 from _figures import plot_curves
 from _networks import change_categories, plain_vgg19
@@ -394,9 +402,10 @@ def main(arguments: list[str] | None = None, answers: Answers | None = None) -> 
     trainer = make_trainer(config, training, shares, device, bool(tensors), answers)
     if tensors:
         trainer.load(tensors)
-    if trainer.rank == 0:
-        save_config(out, config)
-    with stoppable(f"python tools/train.py --resume {out}"):
+    again = f"python tools/train.py --resume {out}"
+    with nullcontext() if trainer.rank else claimed(out), stoppable(again):
+        if trainer.rank == 0:
+            save_config(out, config)
         if not config.epochs and config.precise_bn:  # else train_epoch does it, after the last one
             trainer.measure_batch_norm()
         config = train(config, out, trainer, tests, state)
