@@ -21,23 +21,10 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
-    "Face",
-    "FaceTracker",
-    "ImprovedVGG19",
-    "TrackedFace",
-    "VideoFrame",
-    "WeightsError",
-    "detect_faces",
-    "draw_faces",
-    "list_pretrained",
-    "load_pretrained",
-    "plot_faces",
-    "predict_faces",
-    "predict_proba",
-    "predict_video",
-    "preprocess",
-    "save_pretrained",
-]
+    "Face", "FaceTracker", "ImprovedVGG19", "TrackedFace", "VideoFrame", "WeightsError",
+    "detect_faces", "draw_faces", "list_pretrained", "load_pretrained", "plot_faces",
+    "predict_faces", "predict_proba", "predict_video", "preprocess", "save_pretrained",
+]  # fmt: skip
 
 _HOMES = {
     "faces": ("Face", "detect_faces"),

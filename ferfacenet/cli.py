@@ -17,10 +17,10 @@ from contextlib import suppress
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 import ferfacenet
-from ferfacenet.report import FACE, complain, csv_line, doubt, printable, report, say
+from ferfacenet.report import FACE, complain, csv_line, doubt, report, say
 
 if TYPE_CHECKING:
     from ferfacenet import Face, ImprovedVGG19
@@ -48,8 +48,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):  # a file name that the console cannot show
             stream.reconfigure(errors="backslashreplace", line_buffering=True)
     options = _parser().parse_args(arguments)
-    before = signal.signal(signal.SIGTERM, _terminate)
+    before = signal.getsignal(signal.SIGTERM)
     try:
+        with suppress(ValueError):  # in a thread, which gets no signals
+            signal.signal(signal.SIGTERM, _terminate)
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_, **__: complain(message)
             return _main(options)
@@ -63,7 +65,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         complain("interrupted")
         return 128 + int((error.args or (signal.SIGINT,))[0])
     finally:
-        signal.signal(signal.SIGTERM, before)
+        with suppress(ValueError):
+            signal.signal(signal.SIGTERM, before)
 
 
 def _terminate(*_: object) -> None:
@@ -92,13 +95,8 @@ def _main(options: argparse.Namespace) -> int:
     return _run(model, paths, plots, options) or int(failed)
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        super().error(printable(message))
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = argparse.ArgumentParser(
         prog="ferfacenet",
         description="Read the expressions of all faces in photos or videos.",
         epilog=_EXAMPLE,
@@ -290,16 +288,16 @@ def _find(
 
     from ferfacenet.faces import find_faces
     from ferfacenet.images import decode
-    from ferfacenet.transforms import centre_square, resize, to_gray
+    from ferfacenet.transforms import take_centre
 
     try:
         pixels = decode(path)
         if options.align == "auto":
             limits = options.min_size, options.min_score, options.max_faces
             return find_faces(pixels, *limits, model.mean.device)
+        crop = take_centre(pixels)
     except (ValueError, OSError) as error:
         return error
-    crop = resize(to_gray(centre_square(pixels)))
     height, width = pixels.shape[-2:]
     side = min(height, width)
     x, y = (width - side) // 2, (height - side) // 2

@@ -6,7 +6,9 @@ The network is Wu, Peng and Yu's (MIT licence, from the OpenCV Zoo); its 53,104 
 
 from __future__ import annotations
 
+import ctypes
 import math
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -173,9 +175,23 @@ def find_sightings(
     if not any((rows[:, 14] >= _SURE).any() for rows in seen):
         others = [draw(picture, scale * _MEDIUM / long) for scale in (2.0, 0.5)]
         seen += [look(drawn, 0) for drawn in others if drawn.shape != medium.shape]
+    _give_back((height, width))
     rows = _distinct(torch.cat(seen))[:, :15]
     rows = rows[(rows[:, 2:4] - rows[:, :2]).amax(1) >= min_size]
     return rows[(rows[:, 14] * _area(rows[:, :4]).sqrt()).argsort(descending=True)]
+
+
+_sizes = set[tuple[int, int]]()  # of the pictures that were searched since memory was given back
+
+
+def _give_back(size: tuple[int, int]) -> None:
+    """Tensors of ever new sizes leave holes in glibc's heap that the next do not fit, so it grows.
+    After every eighth size its free pages go back to the system; other systems see to it."""
+    _sizes.add(size)
+    if len(_sizes) >= 8:
+        _sizes.clear()
+        with suppress(AttributeError, OSError, TypeError):
+            ctypes.CDLL(None).malloc_trim(0)
 
 
 def _look(

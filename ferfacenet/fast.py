@@ -33,9 +33,7 @@ _PART = 32  # views at once on a CPU; their maps stay in its cache
 # Winograd's form pays on maps of up to _LARGEST a side; on those of up to _SMALL, where the
 # weights outweigh the maps and that form's are up to 2.8 times as large, from _SHARING views on.
 _LARGEST, _SMALL, _SHARING = 12, 6, 4
-# From so many views on bfloat16 is the faster where the chip is made for it: of fewer, the time is
-# that of reading the weights and of calls.
-_NARROW_FROM = 8
+_NARROW_FROM = 8  # views from which bfloat16 is faster, where the chip is made for it
 
 # What is kept of a model: what tells its weights from later ones, weak references to them (a hook
 # of a tensor might hold the model), and them folded, in the layouts needed so far.
@@ -103,15 +101,13 @@ def prefers_bfloat16(device: torch.device) -> bool:
         return torch.cuda.get_device_capability(device) >= (8, 0)
     if device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return False
-    # Early versions of PyTorch do not say.
-    has: Any = getattr(torch.cpu, "get_capabilities", dict)()
+    has = torch.cpu.get_capabilities()
     return any(has.get(name) for name in ("amx_bf16", "bf16"))
 
 
 _KINDS = {
     nn.Conv2d: "C", nn.BatchNorm2d: "B", nn.ReLU: "R", nn.MaxPool2d: "P", nn.AvgPool2d: "P",
-    nn.AdaptiveAvgPool2d: "A", nn.Dropout: "D", nn.Linear: "L", nn.Identity: "I",
-    nn.Sequential: "S",
+    nn.AdaptiveAvgPool2d: "A", nn.Sequential: "S", nn.Linear: "L", nn.Dropout: "D", nn.Identity: "I"
 }  # fmt: skip
 
 

@@ -6,7 +6,8 @@ import io
 import math
 import os
 import warnings
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 
@@ -69,14 +70,23 @@ def describe(image: object) -> str:
     return f"unnamed {type(image).__module__}.{type(image).__name__}"
 
 
+@contextmanager
+def named(image: object) -> Iterator[str]:
+    """Let a ValueError, or a warning that Python makes an error of, begin with the image's name."""
+    name = f"{describe(image)}: "
+    try:
+        yield name
+    except (ValueError, Warning) as error:
+        raise ValueError(name + str(error).removeprefix(name)) from error
+
+
 def decode(image: Image) -> Tensor:
     """One image as (1 or 3, H, W) uint8, uint16 or float32 in [0, 1], on the CPU: EXIF-turned, what
     is transparent on white, at its own size; may share the given array's memory. Takes and raises
     what :func:`ferfacenet.preprocess` does."""
     import PIL.Image
 
-    name = f"{describe(image)}: "
-    try:
+    with named(image) as name:
         if isinstance(image, Tensor):
             pixels = _from_tensor(image)
         elif isinstance(image, np.ndarray):
@@ -90,9 +100,7 @@ def decode(image: Image) -> Tensor:
         if pixels.dtype == torch.uint16 and (brightest := int(pixels.numpy().max())) < _DARK:
             dark = f"brightest pixel {brightest}, white 65535: multiply those of 12 bits by 16"
             warnings.warn(name + dark, stacklevel=3)  # the public function's caller
-    except (ValueError, Warning) as error:  # a Warning, where Python makes errors of them
-        raise ValueError(name + str(error).removeprefix(name)) from error
-    return pixels
+        return pixels
 
 
 def _is_text(image: str) -> bool:

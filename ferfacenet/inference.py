@@ -16,27 +16,16 @@ from torch import Tensor, nn
 
 from ferfacenet.faces import MIN_SCORE, SMALL_CROP, Face, find_faces
 from ferfacenet.fast import Precision, fast_forward
-from ferfacenet.images import FLOAT_SLACK, Image, decode, describe
+from ferfacenet.images import FLOAT_SLACK, Image, decode, named
 from ferfacenet.model import ImprovedVGG19, unwrap
 from ferfacenet.threads import evaluating
-from ferfacenet.transforms import (
-    CROP,
-    SIZE,
-    TTA,
-    VIEW_COUNTS,
-    centre_square,
-    resize,
-    to_gray,
-    views,
-)
+from ferfacenet.transforms import BLANK, CROP, SIZE, TTA, VIEW_COUNTS, take_centre, views
 
 Align: TypeAlias = Literal["auto", True, False]
 Errors: TypeAlias = Literal["raise", "coerce"]
 
 # Threads that prepare images while the model is busy with the ones before.
 _WORKERS = min(16, 2 * (os.cpu_count() or 1))
-# A crop whose pixels differ by less than this, half a level of 256, shows nothing.
-_BLANK = 0.5 / 255
 
 
 def preprocess(image: Image, *, align: Align = "auto") -> Tensor:
@@ -62,7 +51,8 @@ def preprocess(image: Image, *, align: Align = "auto") -> Tensor:
         align: what part of the picture is taken. ``True``: of its faces the one with the
             greatest score times root of area, levelled and framed as FER2013 frames its own.
             ``"auto"``: the same, but a picture that already is a face crop (a square up to 64
-            pixels, or a gray one framed as FER2013's are) as it is. ``False``: the centre square.
+            pixels; or a gray one framed as FER2013's are, turned upright by quarters) as it is.
+            ``False``: the centre square.
 
     Returns:
         (1, 48, 48) float32 pixels in [0, 1], on the CPU.
@@ -77,17 +67,13 @@ def preprocess(image: Image, *, align: Align = "auto") -> Tensor:
     _check("align", align, get_args(Align))
     pixels = decode(image)
     height, width = pixels.shape[-2:]
-    if not align or (align == "auto" and height == width <= SMALL_CROP):
-        crop = resize(to_gray(centre_square(pixels)))
-        if crop.max() - crop.min() < _BLANK:
-            raise ValueError(f"{describe(image)}: all pixels are alike: there is no expression")
-        return crop
-    faces = find_faces(pixels, max_faces=1, keep_crops=align == "auto")
-    if not faces:
-        raise ValueError(
-            f"{describe(image)}: no face found; align=False would take its centre square"
-        )
-    return faces[0].crop
+    with named(image):
+        if not align or (align == "auto" and height == width <= SMALL_CROP):
+            return take_centre(pixels)
+        faces = find_faces(pixels, max_faces=1, keep_crops=align == "auto")
+        if not faces:
+            raise ValueError("no face found; align=False would take its centre square")
+        return faces[0].crop
 
 
 def predict_proba(
@@ -104,9 +90,9 @@ def predict_proba(
     softmax of the model's logits (paper, IV-C).
 
     The model's dtype, device and gradients, and the caller's grad mode, are afterwards what they
-    were, also on an error. Of an ``ImprovedVGG19`` as the constructor makes it no mode is read or
-    set: it answers as in eval mode, whatever other threads do. Any other module is in eval mode
-    meanwhile, and afterwards in the mode in which it was found.
+    were, also on an error. An ``ImprovedVGG19`` as the constructor makes it answers as in eval mode
+    whatever its mode is or becomes meanwhile, and keeps that. Any other module is in eval mode for
+    as long as a call lasts, and afterwards in the mode in which it was found.
 
     Args:
         model: an ``ImprovedVGG19``, or any module from pixels (N, 1, H, W) in [0, 1] to logits
@@ -256,7 +242,7 @@ def _prepare(
         ready = images.detach().float()
         low, high = ready.flatten(1).aminmax(dim=1)
         # What cannot be used is taken one by one, so that the error has a position.
-        if ((low >= -FLOAT_SLACK) & (high <= 1 + FLOAT_SLACK) & (high - low >= _BLANK)).all():
+        if ((low >= -FLOAT_SLACK) & (high <= 1 + FLOAT_SLACK) & (high - low >= BLANK)).all():
             yield from ready.split(size) if len(ready) else ()
             return
     one = _is_one(images)

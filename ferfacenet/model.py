@@ -6,19 +6,14 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 import ferfacenet.threads  # noqa: F401  # a process that has a network may fork
 
 #: FER2013's label order; also the order of the output columns.
 FER2013_CATEGORIES = (
-    "anger",
-    "disgust",
-    "fear",
-    "happiness",
-    "sadness",
-    "surprise",
-    "neutral",
-)
+    "anger", "disgust", "fear", "happiness", "sadness", "surprise", "neutral",
+)  # fmt: skip
 
 #: Mean and standard deviation of the FER2013 Training pixels, in [0, 1]
 #: (printed by ``python tools/_fer2013.py fer2013.csv``).
@@ -119,11 +114,8 @@ class ImprovedVGG19(nn.Module):
         for depth, whole in _BLOCKS:
             wide = max(8, round(whole * width / 8) * 8)
             for _ in range(depth):
-                layers += [
-                    nn.Conv2d(channels, wide, 3, padding=1),
-                    nn.BatchNorm2d(wide),
-                    nn.ReLU(),
-                ]
+                convolution = nn.Conv2d(channels, wide, 3, padding=1)
+                layers += [convolution, nn.BatchNorm2d(wide), nn.ReLU()]
                 channels = wide
             layers.append(nn.MaxPool2d(2) if pool == "max" else nn.AvgPool2d(2))
         self.num_features = channels
@@ -174,11 +166,8 @@ class ImprovedVGG19(nn.Module):
         width = self.num_features
         layers: list[nn.Module] = []
         if self.hidden_features is not None and num_classes:
-            layers = [
-                nn.Linear(width, self.hidden_features),
-                nn.ReLU(),
-                nn.Dropout(self.dropout.p),
-            ]
+            hidden = nn.Linear(width, self.hidden_features)
+            layers = [hidden, nn.ReLU(), nn.Dropout(self.dropout.p)]
             width = self.hidden_features
         layers.append(nn.Linear(width, num_classes) if num_classes else nn.Identity())
         for layer in layers:
@@ -220,12 +209,10 @@ class ImprovedVGG19(nn.Module):
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """What ``torch.compile`` made ``model`` of, and the ImprovedVGG19 in a wrapper's ``.module``
-    (``DataParallel``, ``DistributedDataParallel``, ``AveragedModel``); else ``model`` itself."""
-    inner = getattr(model, "_orig_mod", None)
-    if isinstance(inner, nn.Module):
-        return unwrap(inner)
-    inner = getattr(model, "module", None)
-    if isinstance(inner, nn.Module) and not isinstance(model, ImprovedVGG19):
-        inner = unwrap(inner)
+    """What is in ``DataParallel``, ``DistributedDataParallel`` or ``AveragedModel``, and the
+    ImprovedVGG19 that was given to ``torch.compile``; any other module as it is."""
+    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)):
+        return unwrap(model.module)
+    inner = getattr(model, "_orig_mod", model)
+    inner = inner if inner is model else unwrap(inner)
     return inner if isinstance(inner, ImprovedVGG19) else model

@@ -10,14 +10,13 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-#: Guards what threads share. It is held over a fork, or a child could get it locked by a thread
-#: that the child does not have.
+#: Guards what threads share; held over a fork, so that no thread that the child lacks has it.
 lock = threading.RLock()
 
 
 def _enter_child() -> None:
-    """OpenMP's threads are not in the child of a process that has used them, and it would wait for
-    them for ever: one thread, as torch's own DataLoader has it in its workers."""
+    """OpenMP's threads are not in the child, which would wait for them for ever: it gets one, as
+    torch's own DataLoader has it."""
     lock.release()
     torch.set_num_threads(1)
 
@@ -27,8 +26,8 @@ if hasattr(os, "register_at_fork"):  # not on Windows, which does not fork
         before=lock.acquire, after_in_parent=lock.release, after_in_child=_enter_child
     )
 
-# By a model's id: how many calls need it in eval mode, and its modules that were in training.
-# Threads share an entry, so that the first to finish does not put them back under the others.
+# By a model's id: how many threads need it in eval mode (the last to finish puts it back), and its
+# modules that were in training.
 _evaluated: dict[int, tuple[int, list[nn.Module]]] = {}
 
 
@@ -41,7 +40,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             try:
                 model.eval()
             except NotImplementedError as error:  # of what torch.export made
-                raise ValueError("an exported model has no modes: give what it is of") from error
+                raise ValueError("the model is exported: give the one it is made of") from error
         _evaluated[id(model)] = (count + 1, trained)
     try:
         yield

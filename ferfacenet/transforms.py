@@ -13,6 +13,9 @@ from torch.nn import functional as F
 #: Side in pixels of a prepared face, and of the crops that the network sees (paper, IV-C).
 SIZE, CROP = 48, 44
 
+#: A face whose pixels differ by less than this, half a level of 256, shows nothing.
+BLANK = 0.5 / 255
+
 #: The views of a face that are averaged; None in its place is the centre alone.
 TTA: TypeAlias = Literal["flip", "ten_crop"]
 
@@ -48,12 +51,16 @@ def to_gray(x: Tensor) -> Tensor:
     return gray.div_(max_value(x.dtype))
 
 
-def centre_square(x: Tensor) -> Tensor:
-    """The largest square in the centre of (..., H, W), as a view."""
+def take_centre(x: Tensor) -> Tensor:
+    """The largest square in the centre of (1 or 3, H, W), gray, as (1, 48, 48) float32; a
+    ValueError if it is of one plain colour, which has no expression."""
     height, width = x.shape[-2:]
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
-    return x[..., top : top + side, left : left + side]
+    square = resize(to_gray(x[:, top : top + side, left : left + side]))
+    if square.max() - square.min() < BLANK:
+        raise ValueError("all pixels are alike, so there is no expression")
+    return square
 
 
 def resize(x: Tensor) -> Tensor:

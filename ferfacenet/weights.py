@@ -289,11 +289,12 @@ def _replace_files(folder: Path, weights: bytes, config: bytes) -> None:
 
 def _clear_stage(folder: Path) -> None:
     """Take the weights there to their place, if the config is theirs, and remove what is left."""
-    staged, fits = folder / _STAGE / WEIGHTS_FILE, False
-    with contextlib.suppress(WeightsError, OSError):
+    staged = folder / _STAGE / WEIGHTS_FILE
+    try:
         check_file(staged, read_config(folder / CONFIG_FILE).weights_sha256)
-        fits = True
-    if fits:
+    except (WeightsError, OSError):
+        pass
+    else:
         staged.replace(folder / WEIGHTS_FILE)
     shutil.rmtree(folder / _STAGE, ignore_errors=True)
 
