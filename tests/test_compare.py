@@ -26,8 +26,9 @@ def test_answers_are_counted_by_both_labels(
     votes.write_text("\n".join([head, *lines[:-1], "Training,a.png,5,0,0,5,0,0,0,0,0,0"]))
     for label, name in enumerate(FOLDERS.values()):
         (folder / name).mkdir(parents=True)
-        grey = Image.new("L", (48, 48), 30 * label)
-        grey.save(folder / name / "S001_001_00000009.png")
+        face = Image.new("L", (48, 48), 30 * label)
+        face.putpixel((24, 24), 255)  # one plain colour has no expression
+        face.save(folder / name / "S001_001_00000009.png")
     compare.main(["--data", str(data), "--votes", str(votes), "--ckplus", str(folder)])
     found = json.loads((tmp_path / "docs/results/compare/compare.json").read_text())
     assert found["images"] == {"fer2013": 14, "ferplus": 13, "ckplus": 6, "neutral": 1}

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -167,6 +168,39 @@ def test_fastapi_service_bounds_the_memory_of_large_photos(service: tuple[str, i
     least = peak(300)
     one = peak(3500) - least
     assert peak(*[3500] * 8) - least < 5 * one
+
+
+PRELOADED = """
+import ferfacenet
+model = ferfacenet.load_pretrained("fer2013-small")
+
+def app(environ, start_response):
+    (face,) = ferfacenet.predict_faces(model, environ["PATH_INFO"])
+    start_response("200 OK", [("Content-Type", "text/plain")])
+    return [face.label.encode()]
+"""
+
+
+def test_gunicorn_loads_the_model_before_it_forks(tmp_path: Path) -> None:
+    """A sync worker computes in its main thread, whose OpenMP threads stayed in the parent."""
+    pytest.importorskip("gunicorn", reason="needs the dev extra")
+    (tmp_path / "preloaded.py").write_text(PRELOADED)
+    command = [sys.executable, "-m", "gunicorn", "--preload", "--bind", "127.0.0.1:0"]
+    with subprocess.Popen(
+        [*command, "preloaded:app"], cwd=tmp_path, stderr=subprocess.PIPE, text=True,
+        env=os.environ | {"PYTHONPATH": python_path(), "OMP_NUM_THREADS": "2"},
+    ) as process:  # fmt: skip
+        assert process.stderr is not None
+        said = ""
+        while not (found := re.search(r"Listening at: (http://[\d.:]+)", said)):
+            line = process.stderr.readline()
+            assert line, said
+            said += line
+        try:
+            with urllib.request.urlopen(f"{found[1]}{PHOTO}", timeout=60) as reply:
+                assert reply.read().decode() in FER2013_CATEGORIES
+        finally:
+            process.terminate()
 
 
 def test_finetune_learns_own_classes(tmp_path: Path) -> None:

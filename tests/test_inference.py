@@ -7,6 +7,7 @@ import io
 from collections.abc import Iterator
 from contextlib import nullcontext
 from email.message import Message
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
@@ -106,12 +107,12 @@ def test_flip_is_the_default_and_a_mirrored_image_has_the_same_answer(vgg: Impro
 
 @pytest.mark.parametrize("tta", TTA)
 def test_stacked_listed_or_one_by_one(vgg: ImprovedVGG19, tta: Any) -> None:
-    crops = list(faces(4))
-    listed = predict_proba(vgg, crops, tta=tta)
+    crops, read = list(faces(4)), partial(predict_proba, vgg, tta=tta, precision="float32")
+    listed = read(crops)
     stacked = torch.stack(crops).requires_grad_()
-    assert torch.equal(predict_proba(vgg, stacked, tta=tta), listed)
-    same(predict_proba(vgg, stacked.detach().double(), tta=tta), listed)
-    same(torch.cat([predict_proba(vgg, crop, tta=tta) for crop in crops]), listed)
+    assert torch.equal(read(stacked), listed)
+    same(read(stacked.detach().double()), listed)
+    same(torch.cat([read(crop) for crop in crops]), listed)
 
 
 def test_any_module_gets_pixels(tiny: Tiny) -> None:
@@ -141,9 +142,10 @@ def test_one_kind_of_tensor_whatever_it_comes_from(vgg: ImprovedVGG19, paths: li
         PHOTO, photo, torch.from_numpy(photo).permute(2, 0, 1), photo.astype(np.uint16) * 257,
         photo.astype(np.float32) / 255,
     ]  # fmt: skip
-    listed = predict_proba(vgg, many)
-    same(torch.cat([predict_proba(vgg, image) for image in many]), listed)
-    same(predict_proba(vgg, torch.stack(cut)), listed[:2])
+    read = partial(predict_proba, vgg, precision="float32")
+    listed = read(many)
+    same(torch.cat([read(image) for image in many]), listed)
+    same(read(torch.stack(cut)), listed[:2])
     same(listed[2:4], listed[3:5])
     same(listed[8:], listed[7:8].expand(4, -1), atol=1e-3)
 
@@ -226,9 +228,9 @@ def test_the_bundled_network_reads_the_portraits() -> None:
 def test_a_wrapped_model_keeps_its_names(vgg: ImprovedVGG19) -> None:
     expected = predict_faces(vgg, PHOTO)[0].probabilities
     assert expected is not None and list(expected) == list(vgg.categories or ())
+    parallel, average = nn.DataParallel(vgg), AveragedModel(vgg)
     for wrapped in (
-        nn.DataParallel(vgg), AveragedModel(vgg), torch.compile(vgg), nn.DataParallel(AveragedModel(vgg)),
-        torch.compile(nn.DataParallel(vgg)),
+        parallel, average, torch.compile(vgg), nn.DataParallel(average), torch.compile(parallel),
     ):  # fmt: skip
         assert predict_faces(wrapped, PHOTO)[0].probabilities == expected  # type: ignore[arg-type]
         assert FaceTracker(wrapped).update(PHOTO, 0)[0].raw == expected  # type: ignore[arg-type]

@@ -22,7 +22,7 @@ BEFORE = {
     "detect_faces": "ferfacenet.detect_faces(photo)",
     "save_pretrained": "ferfacenet.save_pretrained(ferfacenet.ImprovedVGG19(), folder)",
     "the model": "ferfacenet.ImprovedVGG19().eval()(torch.rand(40, 1, 48, 48))",
-    "predict_proba": "ferfacenet.predict_proba(ferfacenet.ImprovedVGG19(), torch.rand(9, 1, 48, 48))",
+    "predict_proba": "ferfacenet.predict_proba(ferfacenet.ImprovedVGG19(), [photo])",
     # A child that got a lock which a thread holds, and not the thread, would wait for it.
     "another thread": """
 from ferfacenet import fast
@@ -79,7 +79,7 @@ def test_forked_workers_answer_as_their_parent() -> None:
 def test_a_change_of_mode_by_others_changes_no_answer_and_is_kept() -> None:
     """Somebody else calls ``train`` or ``eval`` while the images are read."""
     model = lively(ImprovedVGG19(width=0.25))
-    expected = predict_proba(model, faces(8))
+    expected = predict_proba(model, faces(8), precision="float32")
     for before, meanwhile in ((False, True), (True, False), (True, True)):
         model.train(before)
 
@@ -88,7 +88,7 @@ def test_a_change_of_mode_by_others_changes_no_answer_and_is_kept() -> None:
                 model.train(mode)
                 yield image
 
-        found = predict_proba(model, source(), batch_size=4)
+        found = predict_proba(model, source(), batch_size=4, precision="float32")
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
         assert {module.training for module in model.modules()} == {meanwhile}
 

@@ -14,11 +14,12 @@ from PIL import Image
 from test_images import picture
 
 from ferfacenet import preprocess
+from ferfacenet.images import decode
 from ferfacenet.transforms import (
-    centre_square,
     max_value,
     resize,
     strips,
+    take_centre,
     to_gray,
     views,
 )
@@ -88,7 +89,7 @@ def test_a_thousand_crops_take_little_time() -> None:
 @given(st.integers(1, 4000), st.integers(1, 3), st.booleans())
 def test_any_size_of_picture_works(long: int, short: int, tall: bool) -> None:
     size = (short, long) if tall else (long, short)
-    found = preprocess(Image.new("L", size, 51), align=False)
+    found = resize(to_gray(decode(Image.new("L", size, 51))))
     torch.testing.assert_close(found, torch.full((1, 48, 48), 0.2), atol=1e-5, rtol=0)
 
 
@@ -112,10 +113,10 @@ def test_large_pictures_are_the_same_strip_by_strip() -> None:
     assert len(list(strips(3, 2**21))) == 3  # a row at least
 
 
-def test_centre_square_and_resize() -> None:
-    x = torch.arange(35).view(1, 5, 7)
-    assert torch.equal(centre_square(x), x[:, :, 1:6])
-    assert torch.equal(centre_square(x.mT), x.mT[:, 1:6])
+def test_the_centre_and_resize() -> None:
+    x = torch.rand(1, 50, 70)
+    assert torch.equal(take_centre(x), resize(x[:, :, 10:60]))
+    assert torch.equal(take_centre(x.mT), resize(x.mT[:, 10:60]))
     y = torch.rand(1, 48, 48)
     assert resize(y) is y
 

@@ -270,6 +270,7 @@ def main(argv: list[str] | None = None) -> None:
     options = parser.parse_args(argv)
     model, rng = load_pretrained(options.weights), np.random.default_rng(0)
     data = load(options.data).split("PublicTest")
+    data = data.where(data.varied())
     data = data.where(rng.permutation(len(data)) < options.count)
     # What needs pictures that are not given this time stays as it is.
     figures: dict[str, Any] = json.loads(options.out.read_text()) if options.out.is_file() else {}

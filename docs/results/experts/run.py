@@ -70,7 +70,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=HERE, help="folder of experts.json")
     options = parser.parse_args(arguments)
     model, faces = load_pretrained(options.weights), load(options.data)
-    kept, held = hold_out(faces.split("Training"), 0.05)
+    training = faces.split("Training")
+    out = hold_out(training, 0.05)
+    kept, held = training.where(~out), training.where(out)
     heads: dict[int, nn.Module] = {}
 
     @torch.no_grad()
