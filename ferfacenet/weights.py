@@ -285,6 +285,7 @@ def _replace_files(folder: Path, weights: bytes, config: bytes) -> None:
         stage.mkdir()
         write_atomically(stage / WEIGHTS_FILE, weights)
         write_atomically(folder / CONFIG_FILE, config, stage)
+        (stage / WEIGHTS_FILE).replace(folder / WEIGHTS_FILE)
 
 
 def _clear_stage(folder: Path) -> None:

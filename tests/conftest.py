@@ -7,6 +7,8 @@ import lzma
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +27,15 @@ SHARED = ROOT.parent / "shared" / "data"
 PHOTO = ROOT / "docs" / "images" / "astronaut.jpg"
 PORTRAITS = ROOT / "docs" / "images" / "portraits.jpg"  # two faces
 
-#: ``peak()`` for code that another Python runs: the most bytes that its process has held. Not
-#: getrusage's, which begins with the peak of the process that started it.
+#: ``peak()`` and ``held()`` for code that another Python runs: the most bytes that its process has
+#: held, and those that it holds. Not getrusage's, which begins with the peak of its parent.
 PEAK = """
-def peak():
+def peak(kind="VmHWM"):
     with open("/proc/self/status") as file:
-        return int(file.read().split("VmHWM:")[1].split()[0]) * 1024
+        return int(file.read().split(kind + ":")[1].split()[0]) * 1024
+
+def held():
+    return peak("VmRSS")
 """
 
 
@@ -131,6 +136,19 @@ def flip(data: bytes, at: int) -> bytes:
     changed = bytearray(data)
     changed[at] ^= 1
     return bytes(changed)
+
+
+@contextmanager
+def full_disk() -> Iterator[None]:
+    """No file may have more than 100,000 bytes, as on a disk that is full."""
+    import resource  # which Windows does not have
+
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 def python_path() -> str:

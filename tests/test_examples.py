@@ -12,6 +12,7 @@ import tempfile
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -106,24 +107,33 @@ def test_ray_label(photos: Path, weights: Path, model: ImprovedVGG19, tmp_path: 
     check_labels({str(Path(r["path"]).relative_to(photos)): r for r in rows}, photos, model)
 
 
+@contextmanager
+def serving(*command: str, said: str, **more: str) -> Iterator[tuple[str, int]]:
+    """The address that a server, a Python module, names behind these words, and its process."""
+    with subprocess.Popen(
+        [sys.executable, "-m", *command], stderr=subprocess.PIPE, text=True,
+        env=os.environ | {"PYTHONPATH": python_path()} | more,
+    ) as process:  # fmt: skip
+        assert process.stderr is not None
+        log = ""
+        while not (found := re.search(rf"{said} (http://[\d.:]+)", log)):
+            line = process.stderr.readline()
+            assert line, log
+            log += line
+        try:
+            yield found[1], process.pid
+        finally:
+            process.terminate()
+
+
 @pytest.fixture
 def service(weights: Path, tmp_path: Path) -> Iterator[tuple[str, int]]:
     """The address of the running service, and its process."""
     for name in ("fastapi", "uvicorn", "httpx", "python_multipart"):
         pytest.importorskip(name, reason="needs the examples extra")
-    command = [sys.executable, "-m", "uvicorn", "fastapi_service:app", "--app-dir", str(EXAMPLES)]
-    own = {"PYTHONPATH": python_path(), "FERFACENET_WEIGHTS": str(weights)}
-    with subprocess.Popen(
-        [*command, "--port", "0"], stderr=subprocess.PIPE, text=True, env=os.environ | own
-    ) as process:
-        assert process.stderr is not None
-        said = ""
-        while not (found := re.search(r"running on (http://[\d.:]+)", said)):
-            line = process.stderr.readline()
-            assert line, said
-            said += line
-        yield found[1], process.pid
-        process.terminate()
+    command = ["uvicorn", "fastapi_service:app", "--app-dir", str(EXAMPLES), "--port", "0"]
+    with serving(*command, said="running on", FERFACENET_WEIGHTS=str(weights)) as running:
+        yield running
 
 
 def upload(address: str, data: bytes, field: str = "photo") -> Any:
@@ -185,22 +195,15 @@ def test_gunicorn_loads_the_model_before_it_forks(tmp_path: Path) -> None:
     """A sync worker computes in its main thread, whose OpenMP threads stayed in the parent."""
     pytest.importorskip("gunicorn", reason="needs the dev extra")
     (tmp_path / "preloaded.py").write_text(PRELOADED)
-    command = [sys.executable, "-m", "gunicorn", "--preload", "--bind", "127.0.0.1:0"]
-    with subprocess.Popen(
-        [*command, "preloaded:app"], cwd=tmp_path, stderr=subprocess.PIPE, text=True,
-        env=os.environ | {"PYTHONPATH": python_path(), "OMP_NUM_THREADS": "2"},
-    ) as process:  # fmt: skip
-        assert process.stderr is not None
-        said = ""
-        while not (found := re.search(r"Listening at: (http://[\d.:]+)", said)):
-            line = process.stderr.readline()
-            assert line, said
-            said += line
-        try:
-            with urllib.request.urlopen(f"{found[1]}{PHOTO}", timeout=60) as reply:
-                assert reply.read().decode() in FER2013_CATEGORIES
-        finally:
-            process.terminate()
+    command = ["gunicorn", "--preload", "--chdir", str(tmp_path), "--bind", "127.0.0.1:0"]
+    with (
+        serving(*command, "preloaded:app", said="Listening at:", OMP_NUM_THREADS="2") as (
+            address,
+            _,
+        ),
+        urllib.request.urlopen(f"{address}{PHOTO}", timeout=60) as reply,
+    ):
+        assert reply.read().decode() in FER2013_CATEGORIES
 
 
 def test_finetune_learns_own_classes(tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import assert_whole, flip, python_path, run
+from conftest import assert_whole, flip, full_disk, python_path, run
 from hub_server import Fault, HubServer
 
 from ferfacenet import ImprovedVGG19, WeightsError, hub, load_pretrained, save_pretrained
@@ -340,13 +339,8 @@ def test_an_empty_etag(file: str, server: HubServer, loads: Loads) -> None:
 
 
 def test_full_disk_and_read_only_cache(server: HubServer, tmp_path: Path, loads: Loads) -> None:
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
-    try:
-        with pytest.raises(WeightsError, match=f"make room in {tmp_path}.*cache_dir="):
-            load_pretrained(REPO)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    with full_disk(), pytest.raises(WeightsError, match=f"make room in {tmp_path}.*cache_dir="):
+        load_pretrained(REPO)
     assert_nothing_half_written(tmp_path)
     loads(REPO)
     if Path("/sys").is_dir():  # where even root cannot write

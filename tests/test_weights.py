@@ -7,7 +7,6 @@ import itertools
 import json
 import os
 import pickle
-import resource
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -17,7 +16,7 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
-from conftest import PEAK, assert_whole, flip, run
+from conftest import PEAK, assert_whole, flip, full_disk, run
 from safetensors import safe_open
 from torch import Tensor, distributed, nn
 from torch.nn.utils import prune
@@ -476,13 +475,8 @@ def test_all_is_on_the_disk_before_it_replaces_anything(folder: Path) -> None:
 
 
 def test_a_full_disk_leaves_the_old_weights(folder: Path, whole: dict[str, Tensor]) -> None:
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
-    try:
-        with pytest.raises(OSError, match="large"):
-            save_pretrained(ImprovedVGG19(width=0.125), folder)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    with full_disk(), pytest.raises(OSError, match="large"):
+        save_pretrained(ImprovedVGG19(width=0.125), folder)
     assert_whole(load_pretrained(folder), whole)
     assert sorted(path.name for path in folder.iterdir()) == [CONFIG_FILE, WEIGHTS_FILE]
 

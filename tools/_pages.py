@@ -13,12 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from _fer2013 import FERPLUS_CATEGORIES
 
-from ferfacenet import ImprovedVGG19
 from ferfacenet.model import FER2013_CATEGORIES
-from ferfacenet.weights import WeightsConfig
+from ferfacenet.weights import WeightsConfig, build_empty
 
 ROOT = Path(__file__).parents[1]
 VIEWS = {"flip": "centre and mirror", "ten_crop": "ten crops", "none": "centre"}
@@ -124,6 +122,7 @@ def accuracies(dataset: str, title: str, others: list[tuple[Any, ...]]) -> str:
 
 def weights() -> str:
     rows: list[tuple[Any, ...]] = [("name", "reads", "parameters", "MB", "accuracy in %")]
+    registry = read_registry()["pretrained"]
     for name, config in read_configs().items():
         dataset = dataset_of(config)
         if name in evaluated(dataset):
@@ -131,10 +130,9 @@ def weights() -> str:
             figure = f"{percent(of['accuracy']['flip'])} on {dataset}'s {of['split']}"
         else:
             figure = f"{folds()[1][0]} on persons of CK+ that it has not seen"
-        with torch.device("meta"):
-            count = sum(p.numel() for p in ImprovedVGG19(**config.model_args).parameters())
+        count = sum(p.numel() for p in build_empty(config.model_args, "meta").parameters())
         others = sorted({"neutral", "contempt"} & set(config.categories))
-        megabytes = f"{read_registry()['pretrained'][name]['size'] / 1e6:.1f}"
+        megabytes = f"{registry[name]['size'] / 1e6:.1f}"
         reads = f"{', '.join(['six expressions', *others[:-1]])} and {others[-1]}"
         rows.append((f"`{name}`", reads, f"{count / 1e6:.1f} M", megabytes, figure))
     return table(*rows)
