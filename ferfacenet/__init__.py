@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ferfacenet.inference import predict_faces, predict_proba, preprocess
     from ferfacenet.model import ImprovedVGG19
     from ferfacenet.plots import draw_faces, plot_faces
-    from ferfacenet.video import FaceTracker, TrackedFace, VideoFrame, predict_video
+    from ferfacenet.video.tracker import FaceTracker, TrackedFace, VideoFrame, predict_video
     from ferfacenet.weights import WeightsError, save_pretrained
 
 __version__ = "0.1.0"
@@ -32,7 +32,7 @@ _HOMES = {
     "inference": ("predict_faces", "predict_proba", "preprocess"),
     "model": ("ImprovedVGG19",),
     "plots": ("draw_faces", "plot_faces"),
-    "video": ("FaceTracker", "TrackedFace", "VideoFrame", "predict_video"),
+    "video.tracker": ("FaceTracker", "TrackedFace", "VideoFrame", "predict_video"),
     "weights": ("WeightsError", "save_pretrained"),
 }
 

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ferfacenet.faces import Face, to_rgb
-from ferfacenet.frames import Picture
 from ferfacenet.images import Image, decode
-from ferfacenet.video import TrackedFace
+from ferfacenet.video.frames import Picture
+from ferfacenet.video.tracker import TrackedFace
 from ferfacenet.weights import write_atomically
 
 if TYPE_CHECKING:

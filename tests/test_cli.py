@@ -21,9 +21,13 @@ from conftest import PHOTO, PORTRAITS, faces, python_path, run, sharp
 from PIL import Image
 
 from ferfacenet import load_pretrained, predict_faces, predict_proba, save_pretrained
-from ferfacenet.cli import _plot_paths, main
+from ferfacenet.command.cli import _plot_paths, main
 
-COMMAND = [sys.executable, "-c", "import sys; from ferfacenet.cli import main; sys.exit(main())"]
+COMMAND = [
+    sys.executable,
+    "-c",
+    "import sys; from ferfacenet.command.cli import main; sys.exit(main())",
+]
 Capture = pytest.CaptureFixture[str]
 
 
@@ -229,7 +233,7 @@ def test_an_older_plot_outlives_a_full_disk_and_a_death(
     code = f"""
 import resource, signal, sys
 import matplotlib.font_manager  # which may write a cache
-from ferfacenet.cli import main
+from ferfacenet.command.cli import main
 resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
 signal.signal(signal.SIGXFSZ, signal.{"SIG_DFL" if death else "SIG_IGN"})
@@ -357,7 +361,7 @@ def test_help_and_version_do_not_wait_for_torch() -> None:
         code = f"""
 import sys
 sys.modules["torch"] = None
-from ferfacenet.cli import main
+from ferfacenet.command.cli import main
 main([{option!r}])
 """
         done = run(code)

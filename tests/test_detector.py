@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from ferfacenet import WeightsError, detect_faces
-from ferfacenet.cli import main
+from ferfacenet.command.cli import main
 from ferfacenet.detector import WEIGHTS, YuNet, detect, find_sightings, load_detector
 
 CPU = torch.device("cpu")

@@ -18,11 +18,11 @@ import pytest
 from conftest import PHOTO, ROOT, python_path
 from PIL import Image
 
-from ferfacenet.frames import VideoWriter
+from ferfacenet.video.frames import VideoWriter
 
 PAGES = {page.name: page.read_text() for page in (ROOT / "README.md", *ROOT.glob("docs/*.md"))}
 FERFACENET = f"""
-ferfacenet() {{ {sys.executable} -c 'from ferfacenet.cli import main; exit(main())' "$@"; }}
+ferfacenet() {{ {sys.executable} -c 'from ferfacenet.command.cli import main; exit(main())' "$@"; }}
 """
 #: Programs whose lines are not ours to try.
 OTHERS = ("cd ", "git ", "hf ", "pytest", "python -m ", "ruff ", "mypy")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib.metadata
 import importlib.util
+import json
 import re
 import runpy
 import shutil
@@ -15,7 +16,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, run
+from conftest import PHOTO, ROOT, run
 
 import ferfacenet
 
@@ -37,11 +38,16 @@ def test_public_names() -> None:
 
 def test_imports_go_one_way() -> None:
     """Also those inside of functions: no module is, even in the end, imported by its own import."""
+    modules = {
+        path.relative_to(PACKAGE.parent).with_suffix("").as_posix().replace("/", "."): path
+        for path in PACKAGE.rglob("*.py")
+        if path.name != "__init__.py"
+    }
     imports: dict[str, set[str]] = {}
-    for path in PACKAGE.glob("*.py"):
+    for name, path in modules.items():
         nodes = (n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.ImportFrom))
-        names = {str(n.module).removeprefix("ferfacenet.") for n in nodes}
-        imports[path.stem] = {name for name in names if (PACKAGE / f"{name}.py").is_file()}
+        imports[name] = {str(node.module) for node in nodes} & modules.keys()
+    assert imports["ferfacenet.video.tracker"] >= {"ferfacenet.inference"}
     while imports:
         free = {name for name, needed in imports.items() if not needed & imports.keys()}
         assert free, f"a circle among {sorted(imports)}"
@@ -97,12 +103,16 @@ def test_the_wheel_carries_weights_and_types_and_nothing_else(tmp_path: Path) ->
     } <= set(names)  # fmt: skip
     assert {name.split("/")[0].split("-")[0] for name in names} == {"ferfacenet"}
     code = (
-        f"import sys; sys.path.insert(0, {str(tmp_path / 'site')!r}); import ferfacenet;"
-        "print(ferfacenet.__file__); [ferfacenet.load_pretrained(n) for n in sys.argv[1:]]"
+        f"import sys; sys.path.insert(0, {str(tmp_path / 'site')!r}); import ferfacenet"
+        ";print(ferfacenet.__file__); [ferfacenet.load_pretrained(n) for n in sys.argv[1:]]"
     )
     bundled = [name for name, info in ferfacenet.list_pretrained().items() if info.bundled]
     done = subprocess.run([sys.executable, "-I", "-c", code, *bundled], capture_output=True)
     assert done.stdout.decode().startswith(str(tmp_path / "site")) and not done.stderr
+    command = f"{code[: code.index(';print')]}; from ferfacenet.command.cli import main; main()"
+    photo = [sys.executable, "-I", "-c", command, "--json", str(PHOTO)]
+    read = subprocess.run(photo, capture_output=True, text=True)
+    assert len(json.loads(read.stdout)["faces"]) == 1 and not read.stderr
 
 
 def test_pyinstaller_is_led_to_a_hook_that_takes_the_weights_along(

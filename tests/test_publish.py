@@ -107,7 +107,7 @@ def test_a_space_is_the_page_with_all_that_it_needs(
     printed = capsys.readouterr().out
     assert f"{publish.SPACE} on {server.url}" in printed and server.requests == []
     needed = ("README.md", "app.py", "requirements.txt", "ferfacenet/weights/fer2013/config.json")
-    for name in (*needed, "ferfacenet/video.py", "ferfacenet/weights/yunet/LICENSE"):
+    for name in (*needed, "ferfacenet/video/tracker.py", "ferfacenet/weights/yunet/LICENSE"):
         assert f"  {name} " in printed
     assert ".pyc" not in printed
     publish.send("some/space", {"app.py": b"print()"}, True, "v1", False)

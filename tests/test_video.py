@@ -31,8 +31,8 @@ from ferfacenet import (
     predict_video,
     save_pretrained,
 )
-from ferfacenet.cli import main
-from ferfacenet.frames import VideoWriter, read_frames
+from ferfacenet.command.cli import main
+from ferfacenet.video.frames import VideoWriter, read_frames
 
 av = pytest.importorskip("av", reason="needs the video extra")
 Capture = pytest.CaptureFixture[str]
@@ -412,7 +412,7 @@ def test_an_interrupt_leaves_whole_files(kind: int, weights: Path, tmp_path: Pat
     pytest.importorskip("matplotlib", reason="needs the plot extra")
     clip = write(tmp_path / "long.mp4", [shift(i % 20) for i in range(300)])
     out = tmp_path / "out.mp4"
-    code = "import sys; from ferfacenet.cli import main; sys.exit(main())"
+    code = "import sys; from ferfacenet.command.cli import main; sys.exit(main())"
     arguments = ["--json", "--weights", weights, clip, "--plot", out]
     with subprocess.Popen(
         [sys.executable, "-c", code, *map(str, arguments)], text=True,

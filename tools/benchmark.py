@@ -52,8 +52,8 @@ from train import RECIPES, Config
 from ferfacenet import ImprovedVGG19, load_pretrained, predict_proba, predict_video
 from ferfacenet.detector import detect
 from ferfacenet.fast import fast_forward, prefers_bfloat16
-from ferfacenet.frames import VideoWriter, read_frames
 from ferfacenet.transforms import CROP, SIZE, TTA, VIEW_COUNTS
+from ferfacenet.video.frames import VideoWriter, read_frames
 from ferfacenet.weights import write_atomically
 
 Images: TypeAlias = npt.NDArray[np.uint8]  # (N, 48, 48)

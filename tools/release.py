@@ -43,7 +43,8 @@ from evaluate import (
 )
 from PIL import Image
 
-from ferfacenet import cli, load_pretrained, preprocess
+from ferfacenet import load_pretrained, preprocess
+from ferfacenet.command.cli import main as command
 from ferfacenet.transforms import views
 from ferfacenet.weights import CONFIG_FILE, WEIGHTS_FILE, WeightsConfig, write_atomically
 
@@ -185,7 +186,7 @@ def take(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
         keep_run(run, options.name)
     if options.name == "fer2013":
         photo = _pages.ROOT / "docs" / "images" / "portraits.jpg"
-        cli.main([str(photo), "--plot", str(photo.with_name("portraits-plot.png"))])
+        command([str(photo), "--plot", str(photo.with_name("portraits-plot.png"))])
     if not options.quick:
         if options.name == "fer2013":
             call(str(tools / "evaluate_faces.py"), "--data", str(options.data.resolve()))

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import ferfacenet
-from ferfacenet.report import FACE, complain, csv_line, doubt, report, say
+from ferfacenet.command.report import FACE, complain, csv_line, doubt, report, say
 
 if TYPE_CHECKING:
     from ferfacenet import Face, ImprovedVGG19
@@ -89,7 +89,7 @@ def _main(options: argparse.Namespace) -> int:
         complain(error)
         return 2
     if videos:
-        from ferfacenet.cli_video import run_videos
+        from ferfacenet.command.videos import run_videos
 
         return run_videos(model, videos, plots, options)
     return _run(model, paths, plots, options) or int(failed)
@@ -152,7 +152,7 @@ def _check(options: argparse.Namespace) -> None:
 
 def _videos(options: argparse.Namespace) -> list[Path]:
     """The videos that are to be read, or the camera under a name; none if it is pictures."""
-    from ferfacenet.frames import import_extra
+    from ferfacenet.video.frames import import_extra
 
     files: list[Path] = options.images
     if (options.camera is None) == (not files):
@@ -208,8 +208,8 @@ def _plot_paths(out: Path | None, paths: Sequence[Path], video: bool) -> dict[Pa
     """Where the plot of each picture or video goes; empty if none is wanted."""
     if out is None:
         return {}
-    from ferfacenet.frames import WRITABLE
     from ferfacenet.plots import new_figure
+    from ferfacenet.video.frames import WRITABLE
 
     known: Iterable[str] = new_figure().canvas.get_supported_filetypes()
     known = WRITABLE if video else known

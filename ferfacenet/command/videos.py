@@ -15,10 +15,19 @@ from typing import Any, TypeAlias
 from tqdm import tqdm
 
 from ferfacenet import ImprovedVGG19
-from ferfacenet.frames import VideoWriter, open_video, read_frames, stated_end
+from ferfacenet.command.report import (
+    bars,
+    complain,
+    csv_line,
+    describe,
+    doubt,
+    printable,
+    ranked,
+    say,
+)
 from ferfacenet.plots import draw_faces, plot_tracks, save_figure
-from ferfacenet.report import bars, complain, csv_line, describe, doubt, printable, ranked, say
-from ferfacenet.video import FaceTracker, TrackedFace
+from ferfacenet.video.frames import VideoWriter, open_video, read_frames, stated_end
+from ferfacenet.video.tracker import FaceTracker, TrackedFace
 
 _COLUMNS = ("video", "frame", "seconds", "track", "x0", "y0", "x1", "y1", "score", "label")
 _KEYS = ("track", "box", "score", "label", "confidence", "probabilities", "raw")

@@ -25,10 +25,10 @@ from ferfacenet.faces import (
     to_rgb,
 )
 from ferfacenet.fast import Precision
-from ferfacenet.frames import Picture, import_extra, read_frames
 from ferfacenet.images import Image, decode
 from ferfacenet.inference import check_reading, device_of, read_faces
 from ferfacenet.transforms import TTA
+from ferfacenet.video.frames import Picture, import_extra, read_frames
 
 # Between whiles a face is looked for around where it was; the whole picture is searched when one
 # is lost there, and for new ones at least so often, in seconds.

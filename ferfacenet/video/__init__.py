@@ -1,0 +1,1 @@
+"""Videos and cameras to tracked faces; needs the ``video`` extra."""
