@@ -163,7 +163,7 @@ def _open(data: bytes) -> PIL.Image.Image:
 
 def _from_pil(image: PIL.Image.Image) -> Tensor:
     kind = "progressive JPEG" if image.info.get("progressive") else image.format
-    _check_size(image.height, image.width, kind or "picture")
+    check_size(image.height, image.width, kind or "picture")
     if _is_scrambled(image):
         raise ValueError("a TIFF whose separate planes would be misread; save it interleaved")
 
@@ -250,7 +250,7 @@ def _from_tensor(x: Tensor) -> Tensor:
         x = x[None]
     if x.ndim != 3 or x.shape[0] not in (1, 2, 3, 4):
         raise ValueError("must be HxW, HxWxC (numpy) or CxHxW (torch), with C from 1 to 4")
-    _check_size(*x.shape[1:])
+    check_size(*x.shape[1:])
     if x.layout != torch.strided or x.is_meta:
         raise ValueError("must be a dense tensor with values")
     x = x.detach().cpu()
@@ -275,7 +275,7 @@ def _from_tensor(x: Tensor) -> Tensor:
     return shown
 
 
-def _check_size(height: int, width: int, kind: str = "picture") -> None:
+def check_size(height: int, width: int, kind: str = "picture") -> None:
     if height < 1 or width < 1:
         raise ValueError(f"is empty ({width}x{height} pixels)")
     limit = _LIMITS.get(kind, MAX_PIXELS)

@@ -13,7 +13,7 @@ import numpy as np
 
 from ferfacenet.faces import Face, to_rgb
 from ferfacenet.images import Image, decode
-from ferfacenet.video.frames import Picture
+from ferfacenet.video.container import Picture
 from ferfacenet.video.tracker import TrackedFace
 from ferfacenet.weights import write_atomically
 

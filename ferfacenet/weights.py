@@ -12,7 +12,7 @@ import shutil
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor, nn
@@ -301,12 +301,19 @@ def _clear_stage(folder: Path) -> None:
 
 
 def write_atomically(path: Path, data: bytes, stage: Path | None = None) -> None:
-    """Write ``data`` beside ``path``, or into another folder, and move it there, so that it is
+    """Write ``data`` as ``open_atomically`` does."""
+    with open_atomically(path, stage) as file:
+        file.write(data)
+
+
+@contextlib.contextmanager
+def open_atomically(path: Path, stage: Path | None = None) -> Iterator[BinaryIO]:
+    """A file beside ``path``, or in another folder, which in the end is moved there: so that it is
     never seen half-written, nor found so after a power cut."""
     temporary = (stage or path.parent) / f".{path.name}.{uuid.uuid4().hex}"
     try:
-        with temporary.open("wb") as file:
-            file.write(data)
+        with temporary.open("w+b") as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)

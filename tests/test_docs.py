@@ -18,7 +18,7 @@ import pytest
 from conftest import PHOTO, ROOT, python_path
 from PIL import Image
 
-from ferfacenet.video.frames import VideoWriter
+from ferfacenet.video.writer import VideoWriter
 
 PAGES = {page.name: page.read_text() for page in (ROOT / "README.md", *ROOT.glob("docs/*.md"))}
 FERFACENET = f"""
@@ -47,11 +47,9 @@ def checkout(tmp_path: Path) -> Path:
     shutil.copytree(ROOT / "docs", tmp_path / "docs")
     shutil.copy(ROOT / "hubconf.py", tmp_path)
     pytest.importorskip("av", reason="needs the video extra")
-    video = VideoWriter(tmp_path / "clip.mp4")
-    with Image.open(PHOTO) as photo:
+    with Image.open(PHOTO) as photo, VideoWriter(tmp_path / "clip.mp4") as video:
         for index in range(10):
             video.write(np.asarray(photo.convert("RGB")), index / 25)
-    video.close()
     return tmp_path
 
 

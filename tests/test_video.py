@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import math
 import sys
-import wave
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from conftest import PEAK, PHOTO, PORTRAITS, run, sharp
+from conftest import PHOTO, PORTRAITS, sharp
 from PIL import Image
-from videos import av, shift, torn, write, write_clip
+from videos import shift, torn, write_clip
 
 from ferfacenet import (
     FaceTracker,
@@ -25,7 +23,7 @@ from ferfacenet import (
     predict_video,
     save_pretrained,
 )
-from ferfacenet.video.frames import VideoWriter, read_frames
+from ferfacenet.video.frames import read_frames
 
 
 @pytest.fixture(scope="module")
@@ -130,73 +128,13 @@ def test_at_most_so_many_faces_and_none_twice(model: ImprovedVGG19) -> None:
         assert len(all_of_them.update(PORTRAITS, 0.3 * step)) == 2
 
 
-@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".webm"])
-def test_a_variable_rate_gives_right_times(suffix: str, tmp_path: Path) -> None:
-    times = [0, 40, 400, 430, 1000]
-    path = write(tmp_path / f"clip{suffix}", [shift(i) for i in range(5)], times)
-    assert [round(1000 * seconds) for _, seconds, _ in read_frames(path)] == times
-    second = list(read_frames(path, every=2))
-    assert [index for index, _, _ in second] == [0, 2, 4]
-    written = VideoWriter(tmp_path / f"out{suffix}")
-    for _, seconds, picture in second:
-        written.write(picture[:-1, :-1], seconds)  # odd sizes, which codecs do not take
-    written.close()
-    again = list(read_frames(tmp_path / f"out{suffix}"))
-    assert [round(1000 * seconds) for _, seconds, _ in again] == [0, 400, 1000]
-    assert np.abs(again[0][2].astype(int) - second[0][2][:238, :318]).mean() < 6
-
-
-def test_a_turned_video_is_upright(tmp_path: Path) -> None:
-    """What phones do: the matrix in the file's track header turns by a quarter."""
-    picture = shift(0)
-    data = write(tmp_path / "clip.mp4", [picture]).read_bytes()
-    place = data.index(b"tkhd") + 4 + 40
-    one = (1 << 16).to_bytes(4, "big")
-    minus, zero = (-(1 << 16)).to_bytes(4, "big", signed=True), bytes(4)
-    # Columns of the matrix that turns by 90 degrees clockwise.
-    turn = zero + one + zero + minus + zero + zero
-    turned = tmp_path / "turned.mp4"
-    turned.write_bytes(data[:place] + turn + data[place + 24 :])
-    ((_, _, shown),) = read_frames(turned)
-    assert shown.shape == (320, 240, 3)
-    assert np.abs(shown.astype(int) - np.rot90(picture, -1)).mean() < 6
-
-
-def test_pixels_that_are_not_square_are_stretched(tmp_path: Path) -> None:
-    with av.open(str(tmp_path / "clip.mp4"), "w") as file:
-        stream = file.add_stream("libx264", rate=20, height=240, width=320)
-        stream.codec_context.sample_aspect_ratio = Fraction(3, 2)
-        frame = av.VideoFrame.from_ndarray(shift(0), format="rgb24")
-        file.mux([*stream.encode(frame), *stream.encode(None)])
-    ((_, _, shown),) = read_frames(tmp_path / "clip.mp4")
-    assert shown.shape == (240, 480, 3)
-
-
-def test_images_in_sequence(tmp_path: Path, model: ImprovedVGG19) -> None:
-    for index in range(3):
-        Image.fromarray(shift(4 * index)).save(tmp_path / f"{index + 1001:05}.png")
-    frames = list(predict_video(model, tmp_path / "%05d.png", fps=10))
-    assert [round(frame.seconds, 3) for frame in frames] == [0, 0.1, 0.2]
-    assert (frames[2].image == shift(8)).all() and len(frames[2].faces) == 1
-
-
-def test_what_is_no_video(tmp_path: Path, model: ImprovedVGG19) -> None:
-    sound, junk = tmp_path / "sound.wav", tmp_path / "junk.mp4"
-    with wave.open(str(sound), "wb") as file:
-        file.setparams((1, 2, 8000, 0, "NONE", "NONE"))
-        file.writeframes(bytes(8000))
-    junk.write_text("no video")
-    for path, said in ((sound, "no video in this file"), (junk, "cannot be read")):
-        with pytest.raises(ValueError, match=f"{path.name}: .*{said}"):
-            next(predict_video(model, path))
-    with pytest.raises(FileNotFoundError, match="none.mp4"):
-        next(predict_video(model, tmp_path / "none.mp4"))
+def test_arguments_out_of_range(clip: Path, model: ImprovedVGG19) -> None:
     options: tuple[dict[str, Any], ...] = (
         {"every": 0}, {"smooth": -1}, {"min_score": 2}, {"max_faces": 0}, {"tta": "ten"}
     )  # fmt: skip
     for option in options:
         with pytest.raises(ValueError, match=next(iter(option))):
-            list(predict_video(model, write(tmp_path / "clip.mp4", [shift(0)]), **option))
+            list(predict_video(model, clip, **option))
 
 
 def test_a_torn_file_gives_what_can_be_read(clip: Path, tmp_path: Path) -> None:
@@ -205,29 +143,6 @@ def test_a_torn_file_gives_what_can_be_read(clip: Path, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=f"{path.name}: torn"):
             seen.extend(read_frames(path))
         assert 5 < len(seen) < 24
-
-
-def test_memory_does_not_grow_with_the_length(tmp_path: Path) -> None:
-    path = tmp_path / "long.mp4"
-    writer = VideoWriter(path)
-    for index in range(2000):
-        writer.write(np.full((96, 128, 3), index % 200, np.uint8), index / 200)
-    writer.close()
-    done = run(
-        PEAK
-        + """
-import sys, ferfacenet
-model = ferfacenet.ImprovedVGG19(width=0.125)
-model.categories = tuple("abcdefg")
-for frame in ferfacenet.predict_video(model, sys.argv[1]):
-    if frame.index == 300:
-        early = peak()
-print(frame.index, peak() - early)
-""",
-        str(path),
-    )
-    last, growth = map(int, done.stdout.split())
-    assert last == 1999 and growth < 10e6  # all frames together have 74 MB
 
 
 def test_a_camera(clip: Path, model: ImprovedVGG19, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -53,7 +53,8 @@ from ferfacenet import ImprovedVGG19, load_pretrained, predict_proba, predict_vi
 from ferfacenet.detector import detect
 from ferfacenet.fast import fast_forward, prefers_bfloat16
 from ferfacenet.transforms import CROP, SIZE, TTA, VIEW_COUNTS
-from ferfacenet.video.frames import VideoWriter, read_frames
+from ferfacenet.video.frames import read_frames
+from ferfacenet.video.writer import VideoWriter
 from ferfacenet.weights import write_atomically
 
 Images: TypeAlias = npt.NDArray[np.uint8]  # (N, 48, 48)
@@ -182,15 +183,13 @@ def time_detector(bench: Bench) -> list[Row]:
 
 def make_video(path: Path) -> None:
     """A portrait that goes and turns a little from side to side, 25 frames a second."""
-    writer = VideoWriter(path)
-    with Image.open(PHOTO) as photo:
+    with Image.open(PHOTO) as photo, VideoWriter(path) as writer:
         for index in range(FRAMES):
             swing = math.sin(index / 12)
             frame = Image.new("RGB", (640, 480), (90, 120, 150))
             turned = photo.convert("RGB").rotate(8 * swing, Image.Resampling.BILINEAR)
             frame.paste(turned, (60 + round(50 * swing), -20))
             writer.write(np.asarray(frame), index / 25)
-    writer.close()
 
 
 def time_video(bench: Bench) -> list[Row]:

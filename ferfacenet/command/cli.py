@@ -152,7 +152,7 @@ def _check(options: argparse.Namespace) -> None:
 
 def _videos(options: argparse.Namespace) -> list[Path]:
     """The videos that are to be read, or the camera under a name; none if it is pictures."""
-    from ferfacenet.video.frames import import_extra
+    from ferfacenet.video.container import import_extra
 
     files: list[Path] = options.images
     if (options.camera is None) == (not files):
@@ -209,7 +209,7 @@ def _plot_paths(out: Path | None, paths: Sequence[Path], video: bool) -> dict[Pa
     if out is None:
         return {}
     from ferfacenet.plots import new_figure
-    from ferfacenet.video.frames import WRITABLE
+    from ferfacenet.video.writer import WRITABLE
 
     known: Iterable[str] = new_figure().canvas.get_supported_filetypes()
     known = WRITABLE if video else known

@@ -8,7 +8,7 @@ import sys
 import time
 from array import array
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -26,8 +26,9 @@ from ferfacenet.command.report import (
     say,
 )
 from ferfacenet.plots import draw_faces, plot_tracks, save_figure
-from ferfacenet.video.frames import VideoWriter, open_video, read_frames, stated_end
+from ferfacenet.video.frames import count_frames, read_frames
 from ferfacenet.video.tracker import FaceTracker, TrackedFace
+from ferfacenet.video.writer import VideoWriter
 
 _COLUMNS = ("video", "frame", "seconds", "track", "x0", "y0", "x1", "y1", "score", "label")
 _KEYS = ("track", "box", "score", "label", "confidence", "probabilities", "raw")
@@ -64,12 +65,17 @@ def _run(
     options: argparse.Namespace,
 ) -> None:  # fmt: skip
     count, tracks = 0, Tracks()
-    writer = VideoWriter(plot) if plot else None
     source = path if options.camera is None else options.camera
+    total = None if isinstance(source, int) else count_frames(source)
+    total = total and total // options.every
     shown, begin = sys.stderr.isatty(), time.monotonic()
-    bar = tqdm(total=_count(source, options) if shown else None, unit="frame", disable=not shown)
+    bar = tqdm(total=total, unit="frame", disable=not shown)
     try:
-        with bar, closing(read_frames(source, options.every, options.fps)) as frames:
+        with ExitStack() as stack:
+            stack.enter_context(bar)
+            frames = stack.enter_context(closing(read_frames(source, options.every, options.fps)))
+            sound = path if options.camera is None else None
+            writer = stack.enter_context(VideoWriter(plot, sound, options.every)) if plot else None
             for index, seconds, image in frames:
                 faces = doubt(tracker.update(image, seconds), options.min_confidence)
                 for face in faces:
@@ -88,20 +94,10 @@ def _run(
                 count += 1
     finally:  # also after Ctrl-C, or where the file is torn
         longest = dict(sorted(tracks.items(), key=lambda item: -len(item[1][0])))
-        if writer and plot:
-            writer.close()
+        if plot:
             save_figure(plot_tracks(longest, names), plot.with_suffix(".png"))
         if not options.json and not options.csv and count:
             say("\n".join(_summary(path, longest, names, options.top)))
-
-
-def _count(source: Path | int, options: argparse.Namespace) -> int | None:
-    """About how many frames there will be, if the source says so."""
-    if isinstance(source, int):
-        return None
-    with open_video(source, options.fps) as file:
-        end, rate = stated_end(file), file.streams.video[0].average_rate
-    return round(end * rate / options.every) if end and rate else None
 
 
 def _lines(

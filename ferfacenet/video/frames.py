@@ -1,44 +1,100 @@
-"""The frames of a video file, a sequence of images or a camera; and frames to a video file."""
+"""The frames of a video: a file, a stream, an animation, a sequence of images or a camera."""
 
 from __future__ import annotations
 
+import io
 import os
+import re
 import time
-from collections.abc import Callable, Generator
-from contextlib import closing
-from fractions import Fraction
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager
 from functools import partial
-from importlib import import_module
+from itertools import count
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
-Picture: TypeAlias = npt.NDArray[np.uint8]  # (H, W, 3) RGB
+from ferfacenet.faces import to_rgb
+from ferfacenet.images import Image, decode, named
+from ferfacenet.video.container import (
+    Clock,
+    Picture,
+    find_video,
+    import_extra,
+    open_container,
+    play,
+    stated_end,
+)
 
-#: What a written video's name may end in.
-WRITABLE = ("mp4", "mov", "mkv", "webm")
+if TYPE_CHECKING:
+    import PIL.Image
 
-_TICK = Fraction(1, 1000)  # seconds, in which written times are counted
-# A file whose pictures end more than so many seconds before it says is torn.
-_TORN = 0.5
+#: What a video may be; ``predict_video`` says how each is read.
+Source: TypeAlias = "str | os.PathLike[str] | bytes | BinaryIO | int"
+_Frames: TypeAlias = Generator[tuple[float, Callable[[], Picture]]]
+
+# The animations that Pillow reads: FFmpeg misreads some of them, and refuses others.
+_ANIMATIONS = ("GIF", "PNG", "WEBP", "AVIF")
+_ADDRESS = re.compile(r"(https?|rtmps?|rtsps?)://\S", re.IGNORECASE)
+# Seconds that a stream may be silent, and for which a live one is opened again.
+_SILENCE, _PATIENCE = 10.0, 30.0
 
 
 def read_frames(
-    source: str | os.PathLike[str] | int, every: int = 1, fps: float | None = None
+    source: Source, every: int = 1, fps: float | None = None, *, stream: bool = False
 ) -> Generator[tuple[int, float, Picture]]:
     """Index, seconds and picture of the frames; arguments and errors are ``predict_video``'s."""
     if every < 1:
         raise ValueError(f"every must be at least 1, got {every!r}")
-    frames = _read_camera(source) if isinstance(source, int) else _read_file(Path(source), fps)
-    with closing(frames):
-        for index, (seconds, draw) in enumerate(frames):
-            if index % every == 0:
-                yield index, seconds, draw()
+    with named(hide_password(source)):
+        if isinstance(source, str | os.PathLike) and is_sequence(source) and not stream:
+            yield from _read_sequence(Path(source), every, fps or 25)
+            return
+        if isinstance(source, int):
+            frames = _read_camera(source)
+        else:
+            frames = _read_stream(str(source)) if stream else _read_file(source)
+        with closing(frames):
+            for index, (seconds, draw) in enumerate(frames):
+                if index % every == 0:
+                    yield index, seconds, draw()
 
 
-def _read_camera(number: int) -> Generator[tuple[float, Callable[[], Picture]]]:
+def is_sequence(source: str | os.PathLike[str]) -> bool:
+    """Whether this is a pattern such as ``"frames/%04d.png"``, and no file."""
+    return bool(re.search(r"%\d*d", Path(source).name)) and not Path(source).exists()
+
+
+def is_video(path: Path) -> bool:
+    """Whether what is in a file can be read as a video, or is an animation."""
+    try:
+        with _open_file(path) as file:
+            if _animation(file) is None:
+                open_container(file).close()
+            return True
+    except (ValueError, OSError):
+        return False
+
+
+def count_frames(path: Path, fps: float | None = None) -> int | None:
+    """About how many frames a file has, if it says so."""
+    if is_sequence(path):
+        return None
+    with _open_file(path) as file:
+        if image := _animation(file):
+            return int(getattr(image, "n_frames", 0))
+        with open_container(file) as container:
+            end, rate = stated_end(container), find_video(container).average_rate
+            return round(end * rate) if end and rate else None
+
+
+def hide_password(source: Any) -> Any:
+    """The source; of an address without what is before the host."""
+    return re.sub(r"//[^/@]*@", "//", source) if isinstance(source, str) else source
+
+
+def _read_camera(number: int) -> _Frames:
     cv2 = import_extra("cv2")  # PyAV's own builds know no cameras on Linux
     camera = cv2.VideoCapture(number)
     try:
@@ -50,97 +106,114 @@ def _read_camera(number: int) -> Generator[tuple[float, Callable[[], Picture]]]:
         camera.release()
 
 
-def _read_file(path: Path, fps: float | None) -> Generator[tuple[float, Callable[[], Picture]]]:
-    with open_video(path, fps) as file:
-        stream = file.streams.video[0]
-        stream.thread_type = "AUTO"
-        begin, stated = (file.start_time or 0) / 1e6, stated_end(file)
-        end, torn, index, rate = 0.0, False, 0, stream.average_rate or 25
-        stretch = float(stream.sample_aspect_ratio or 1)  # of pixels that are not square
-        for frame in _decode(file):
-            torn = torn or frame is None or frame.is_corrupt
-            if frame is not None:
-                # Where a file has no times, its frames are evenly spaced.
-                seconds = index / rate if frame.time is None else frame.time - begin
-                end = seconds + float((frame.duration or 0) * frame.time_base)
-                index += 1
-                yield float(seconds), partial(_draw, frame, stretch)
-        if torn or (stated is not None and end < stated - _TORN):
-            raise ValueError(f"{path}: torn: not all of it can be read; {index} frames could be")
-
-
-def _decode(file: Any) -> Generator[Any]:
-    """The frames of an open video, and None for each part that cannot be read."""
-    error = import_extra("av").FFmpegError
-    try:
-        for packet in file.demux(file.streams.video[0]):
+def _read_sequence(path: Path, every: int, fps: float) -> Generator[tuple[int, float, Picture]]:
+    """The pictures that fit a pattern, by their numbers; at last a ValueError that names those
+    that are missing, or cannot be read."""
+    begin, width, end = re.split(r"%(\d*)d", path.name, maxsplit=1)
+    files = {}
+    for file in path.parent.iterdir():
+        digits = file.name.removeprefix(begin).removesuffix(end)
+        if digits.isdecimal() and file.name == f"{begin}{int(digits):0{width or 1}}{end}":
+            files[int(digits)] = file
+    if not files:
+        raise FileNotFoundError(f"{path}: there are no such images")
+    numbers, wrong = sorted(files), list[str]()
+    for last, number in zip([numbers[0] - 1, *numbers], numbers, strict=False):
+        if number > last + 1:
+            wrong.append(f"{number - last - 1} missing before {files[number].name}")
+        index = number - numbers[0]
+        if index % every == 0:
             try:
-                yield from packet.decode()
-            except error:
-                yield None
-    except error:
-        yield None
+                yield index, index / fps, _show(files[number])
+            except (ValueError, OSError) as error:
+                wrong.append(str(error))
+    if wrong:
+        raise ValueError("; ".join(wrong[:5] + ["and more"] * (len(wrong) > 5)))
 
 
-def _draw(frame: Any, stretch: float) -> Picture:
-    """(H, W, 3) RGB of a PyAV frame, with square pixels, and turned as its file says."""
-    picture: Picture = frame.to_ndarray(format="rgb24", width=round(frame.width * stretch))
-    return np.ascontiguousarray(np.rot90(picture, round(frame.rotation / 90)))
+def _show(image: Image) -> Picture:
+    picture: Picture = to_rgb(decode(image)).permute(1, 2, 0).contiguous().numpy()
+    return picture
 
 
-def open_video(path: Path, fps: float | None = None) -> Any:
-    """A file or sequence of images as PyAV's container, whose first video is there."""
-    av = import_extra("av")
-    options = {"start_number_range": "100000"}  # a sequence may begin with any of these numbers
+@contextmanager
+def _open_file(source: str | os.PathLike[str] | bytes | BinaryIO) -> Iterator[BinaryIO]:
+    if isinstance(source, bytes):
+        yield io.BytesIO(source)
+    elif isinstance(source, str | os.PathLike):
+        path = Path(source)
+        if _ADDRESS.match(str(source)) and not path.exists():
+            raise ValueError("is an address: stream=True reads it, over the network")
+        if path.exists() and not path.is_file():  # opening a FIFO that nobody writes to would hang
+            raise ValueError("is a folder or a device, not a video file")
+        with path.open("rb") as file:
+            yield file
+    elif hasattr(source, "read"):
+        yield source
+    else:
+        kinds = "a path, bytes, an open binary file or a camera's number"
+        raise TypeError(f"a video must be {kinds}, got {type(source).__name__}")
+
+
+def _read_file(source: str | os.PathLike[str] | bytes | BinaryIO) -> _Frames:
+    with _open_file(source) as file:
+        if image := _animation(file):
+            yield from _read_animation(image)
+        else:
+            with open_container(file) as container:
+                yield from play(container, Clock())
+
+
+def _animation(file: BinaryIO) -> PIL.Image.Image | None:
+    """The animation in an open file, if it is one."""
+    import PIL.Image
+
+    if not file.seekable():
+        return None
+    PIL.Image.init()
     try:
-        file = av.open(str(path), options=options | ({"framerate": str(fps)} if fps else {}))
-    except av.FFmpegError as error:
-        if isinstance(error, OSError):
-            raise
-        raise ValueError(f"{path}: cannot be read as a video: {error.strerror}") from error
-    if not file.streams.video:
-        file.close()
-        raise ValueError(f"{path}: there is no video in this file")
-    return file
+        formats = [known for known in _ANIMATIONS if known in PIL.Image.OPEN]
+        image = PIL.Image.open(file, formats=formats)
+        return image if getattr(image, "is_animated", False) else None
+    except Exception:  # decoders raise nearly anything on broken data
+        return None
+    finally:
+        file.seek(0)
 
 
-def stated_end(file: Any) -> float | None:
-    """The seconds at which an open video says that it ends; None if it does not."""
-    stream, begin = file.streams.video[0], (file.start_time or 0) / 1e6
-    if stream.duration:
-        return float((stream.duration + (stream.start_time or 0)) * stream.time_base) - begin
-    return file.duration / 1e6 if file.duration else None
+def _read_animation(image: PIL.Image.Image) -> _Frames:
+    """Each picture in full, and as browsers time it."""
+    seconds = 0.0
+    for index in count(int(getattr(image, "default_image", False))):
+        try:
+            image.seek(index)
+            picture = _show(image)
+        except EOFError:
+            return
+        except Exception as error:  # decoders raise nearly anything on broken data
+            raise ValueError("torn: not all of it can be read") from error
+        yield seconds, partial(np.copy, picture)
+        duration = image.info.get("duration", 0)
+        seconds += (duration if duration > 10 else 100) / 1000
 
 
-class VideoWriter:
-    """Pictures of one size, each with its own time, to a file whose suffix is in ``WRITABLE``."""
-
-    def __init__(self, path: Path) -> None:
-        self._path, self._time = path, -1
-        self._file: Any = None
-
-    def write(self, picture: Picture, seconds: float) -> None:
-        height, width = (length // 2 * 2 for length in picture.shape[:2])  # as the codecs want it
-        av = import_extra("av")
-        if self._file is None:
-            self._file = av.open(str(self._path), "w")
-            codec = self._file.default_video_codec
-            self._stream = self._file.add_stream(codec, rate=30, width=width, height=height)
-            self._stream.codec_context.time_base = _TICK
-        frame = av.VideoFrame.from_ndarray(picture[:height, :width], format="rgb24")
-        frame.pts = self._time = max(self._time + 1, round(seconds / _TICK))
-        frame.time_base = _TICK
-        self._file.mux(self._stream.encode(frame))
-
-    def close(self) -> None:
-        """Finish the file, so that what has been written can be played."""
-        if self._file is not None:
-            self._file.mux(self._stream.encode(None))
-            self._file.close()
-
-
-def import_extra(name: str) -> Any:
-    try:
-        return import_module(name)
-    except ImportError as error:
-        raise ImportError(f'videos need {name}: pip install ".[video]"') from error
+def _read_stream(address: str) -> _Frames:
+    """A stream until it ends; a live one that breaks off, as cameras do, is opened again."""
+    if not _ADDRESS.match(address):
+        raise ValueError("is no address of a stream: those of http, https, rtsp, rtmp are read")
+    options = {"reconnect": "1", "reconnect_streamed": "1", "rtsp_transport": "tcp"}
+    clock, live, heard = Clock(), False, 0.0
+    while True:
+        try:
+            with open_container(address, timeout=_SILENCE, options=options) as container:
+                live = not container.duration
+                for frame in play(container, clock):
+                    heard = time.monotonic()
+                    yield frame
+            if not live or address.lower().startswith("http"):
+                return
+            raise ValueError("has ended")
+        except ValueError:
+            if not live or time.monotonic() - heard > _PATIENCE:
+                raise
+        time.sleep(1)

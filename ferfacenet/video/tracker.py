@@ -28,7 +28,8 @@ from ferfacenet.fast import Precision
 from ferfacenet.images import Image, decode
 from ferfacenet.inference import check_reading, device_of, read_faces
 from ferfacenet.transforms import TTA
-from ferfacenet.video.frames import Picture, import_extra, read_frames
+from ferfacenet.video.container import Picture, import_extra
+from ferfacenet.video.frames import read_frames
 
 # Between whiles a face is looked for around where it was; the whole picture is searched when one
 # is lost there, and for new ones at least so often, in seconds.

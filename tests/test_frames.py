@@ -1,0 +1,434 @@
+"""What a video may be, and that its frames come as players show them."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import os
+import re
+import threading
+import wave
+from collections.abc import Callable
+from fractions import Fraction
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+from conftest import PEAK, run
+from PIL import Image
+from videos import av, make, number, numbered
+
+from ferfacenet.video.container import Clock
+from ferfacenet.video.frames import is_video, read_frames
+
+SIX = numbered(6)
+ALL = list(range(6))
+
+
+def read(source: Any, **options: Any) -> tuple[list[float], list[int], set[tuple[int, ...]], str]:
+    """The times, numbers and shapes of the frames, and the error."""
+    frames, error = [], ""
+    try:
+        frames.extend(read_frames(source, **options))
+    except (ValueError, OSError) as problem:
+        error = str(problem)
+    times = [round(seconds, 2) for _, seconds, _ in frames]
+    return times, [number(frame) for *_, frame in frames], {f.shape for *_, f in frames}, error
+
+
+def joined(path: Path, *files: Path) -> Path:
+    path.write_bytes(b"".join(file.read_bytes() for file in files))
+    return path
+
+
+def edit(path: Path, old: bytes, new: bytes) -> Path:
+    assert old in path.read_bytes()
+    path.write_bytes(path.read_bytes().replace(old, new))
+    return path
+
+
+def twice(path: Path, first: float, second: float) -> Path:
+    """Three frames that begin at one second, and behind them three that begin at another."""
+    parts = [
+        make(path.with_stem(f"{index}"), SIX[3 * index :][:3], delay=delay)
+        for index, delay in enumerate((first, second))
+    ]
+    return joined(path, *parts)
+
+
+def two_streams(path: Path, first: tuple[int, int], default: int | None = None) -> Path:
+    """A stream of three frames and that size, and one of six of 64x48."""
+    with av.open(str(path), "w") as file:
+        streams = [
+            (
+                file.add_stream("libx264", 10, width=width, height=height),
+                numbered(n, (height, width)),
+            )
+            for n, (width, height) in ((3, first), (6, (64, 48)))
+        ]
+        if default is not None:
+            for index, (stream, _) in enumerate(streams):
+                stream.disposition = av.stream.Disposition.default if index == default else 0
+        for stream, pictures in streams:
+            for picture in pictures:
+                file.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+            file.mux(stream.encode(None))
+    return path
+
+
+def unfinished(path: Path) -> Path:
+    """As a recorder leaves an AVI that cannot go back to its header."""
+    data = io.BytesIO()
+    data.seekable = lambda: False  # type: ignore[method-assign]
+    with av.open(data, "w", format="avi") as file:
+        stream = file.add_stream("mpeg4", 10, width=64, height=48)
+        for picture in SIX:
+            file.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        file.mux(stream.encode(None))
+    path.write_bytes(data.getvalue())
+    return path
+
+
+def animation(path: Path, **options: Any) -> Path:
+    """Six pictures, shown for 100, 300, 0, 0, 100, 100 ms."""
+    first, *rest = (Image.fromarray(picture) for picture in SIX)
+    durations = [100, 300, 0, 0, 100, 100]
+    first.save(path, save_all=True, append_images=rest, duration=durations, **options)
+    return path
+
+
+Write = Callable[[Path], Path]
+
+
+def six(codec: str = "libx264", **options: Any) -> Write:
+    return lambda path: make(path, SIX, codec, **options)
+
+
+def renamed(suffix: str, codec: str = "libx264") -> Write:
+    return lambda path: make(path.with_name(f"other{suffix}"), SIX, codec).rename(path)
+
+
+def two_sizes(path: Path) -> Path:
+    small = make(path.with_stem("b"), numbered(6, (24, 32)))
+    return joined(path, make(path.with_stem("a"), SIX), small)
+
+
+def titled(path: Path) -> Path:
+    """As old programs write a title, in Latin-1."""
+    return edit(make(path, SIX, tags={"title": "cafe!"}), b"cafe!", b"caf\xe9!")
+
+
+TENTHS = [0.0, 0.1, 0.2, 0.3, 0.4, 0.5]
+UNEVEN = [0.0, 0.04, 0.4, 0.43, 0.9, 1.0]
+STILL = [0.0, 0.1, 0.1001, 0.2, 0.3, 0.4]
+SHOWN = [0.0, 0.1, 0.4, 0.5, 0.6, 0.7]  # as browsers show what has no duration: for 0.1 seconds
+TWICE = [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1]
+PIECES = {"movflags": "frag_keyframe+empty_moov"}
+#: Files, how they are written, and the times and numbers of their frames.
+ODD: dict[str, tuple[Write, list[float], list[int]]] = {
+    "longer sound.mkv": (six(sound=2), TENTHS, ALL),
+    "longer sound.webm": (six("libvpx", sound=2), TENTHS, ALL),
+    "longer sound.flv": (six(sound=2), TENTHS, ALL),
+    "longer sound.mp4": (six(sound=2), TENTHS, ALL),
+    "longer sound.mov": (six(sound=2), TENTHS, ALL),
+    "longer sound.wmv": (six("wmv2", sound=2), TENTHS, ALL),
+    "longer sound.avi": (six("mpeg4", sound=2), TENTHS, ALL),
+    "longer sound.ts": (six(sound=2), TENTHS, ALL),
+    "stored in another order.avi": (six(bf="2"), TENTHS, ALL),
+    "stored in another order.mp4": (six(bf="2"), TENTHS, ALL),
+    "stored in another order.mkv": (six(bf="2"), TENTHS, ALL),
+    "stored in another order.ts": (six(bf="2"), TENTHS, ALL),
+    "stored in another order.flv": (six(bf="2"), TENTHS, ALL),
+    "stored in another order.h264": (six(bf="2"), TENTHS, ALL),
+    "stored in another order, MPEG-4.avi": (six("mpeg4", bf="2"), TENTHS, ALL),
+    "stored in another order.mpg": (
+        six("mpeg2video", rate=25, bf="2"), [0.4 * time for time in TENTHS], ALL
+    ),
+    "later than the sound.ts": (six(sound=1, delay=0.3), TENTHS, ALL),
+    "later than the sound.mp4": (six(sound=1, delay=0.3), TENTHS, ALL),
+    "later than the sound.mkv": (six(sound=1, delay=0.3), TENTHS, ALL),
+    "again from 0.ts": (lambda path: twice(path, 0, 0), TENTHS, ALL),
+    "then earlier.ts": (lambda path: twice(path, 5, 0), TENTHS, ALL),
+    "hours later.ts": (lambda path: twice(path, 0, 9000), TENTHS, ALL),
+    "seconds later.ts": (lambda path: twice(path, 0, 5), [0, 0.1, 0.2, 4.8, 4.9, 5], ALL),
+    "two sizes.ts": (two_sizes, TWICE, [*ALL, *ALL]),
+    "variable rate.mp4": (six(times=UNEVEN), UNEVEN, ALL),
+    "variable rate.mkv": (six(times=UNEVEN), UNEVEN, ALL),
+    "times that stand still.mkv": (six(times=STILL), [0, 0.1, 0.15, 0.2, 0.3, 0.4], ALL),
+    "in pieces.mp4": (six(options=PIECES, g="2"), TENTHS, ALL),
+    "preview first.mp4": (lambda path: two_streams(path, (16, 16), default=1), TENTHS, ALL),
+    "small first.mkv": (lambda path: two_streams(path, (16, 16)), TENTHS, ALL),
+    "title in Latin-1.avi": (titled, TENTHS, ALL),
+    "unfinished.avi": (unfinished, TENTHS, ALL),
+    "animation.gif": (animation, SHOWN, ALL),
+    "animation.png": (animation, SHOWN, ALL),
+    "animation.webp": (lambda path: animation(path, lossless=True), SHOWN, ALL),
+    "animation.avif": (animation, SHOWN, ALL),
+    "animation after another picture.png": (
+        lambda path: animation(path, default_image=True), SHOWN[:5], ALL[1:]
+    ),
+    "50%d.mp4": (renamed(".mp4"), TENTHS, ALL),
+    "a:b.mp4": (renamed(".mp4"), TENTHS, ALL),
+    "no suffix": (renamed(".mkv"), TENTHS, ALL),
+    "another container's.mp4": (renamed(".webm", "libvpx"), TENTHS, ALL),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_odd_files_are_read_whole_in_order_and_at_rising_times(name: str, tmp_path: Path) -> None:
+    write, times, numbers = ODD[name]
+    path = write(tmp_path / name)
+    assert read(path)[:2] == (pytest.approx(times, abs=0.011), numbers)
+    assert read(path)[3] == "" and is_video(path)
+
+
+#: How a picture is stored, for each of EXIF's orientations, and the matrix that turns it back.
+STORED: dict[int, tuple[Callable[[Any], Any], tuple[int, int, int, int]]] = {
+    1: (lambda p: p, (1, 0, 0, 1)),
+    2: (lambda p: p[:, ::-1], (-1, 0, 0, 1)),
+    3: (lambda p: p[::-1, ::-1], (-1, 0, 0, -1)),
+    4: (lambda p: p[::-1], (1, 0, 0, -1)),
+    5: (lambda p: p.swapaxes(0, 1), (0, 1, 1, 0)),
+    6: (lambda p: np.rot90(p), (0, 1, -1, 0)),
+    7: (lambda p: p[::-1, ::-1].swapaxes(0, 1), (0, -1, -1, 0)),
+    8: (lambda p: np.rot90(p, -1), (0, -1, 1, 0)),
+}
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mov", ".jpg"])
+@pytest.mark.parametrize("orientation", STORED)
+def test_pictures_are_upright_and_not_mirrored(
+    orientation: int, suffix: str, tmp_path: Path
+) -> None:
+    across, down = np.meshgrid(np.linspace(0, 200, 64), np.linspace(0, 200, 48))
+    upright = np.dstack([across, down, 0 * down]).astype(np.uint8)
+    turn, matrix = STORED[orientation]
+    if suffix == ".jpg":
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        Image.fromarray(np.ascontiguousarray(turn(upright))).save(tmp_path / "7.jpg", exif=exif)
+        path = tmp_path / "%d.jpg"
+    else:
+        path = make(tmp_path / f"clip{suffix}", [turn(upright)], matrix=matrix)
+    ((_, _, shown),) = read_frames(path)
+    assert shown.shape == upright.shape and np.abs(shown.astype(int) - upright).mean() < 4
+
+
+def test_images_in_sequence_with_a_gap_a_broken_and_an_empty_one(tmp_path: Path) -> None:
+    for index in (*range(6), 8, 9):
+        Image.fromarray(SIX[index % 6]).save(tmp_path / f"a{98 + index:03}b.png")
+    data = (tmp_path / "a103b.png").read_bytes()
+    (tmp_path / "a100b.png").write_bytes(b"")
+    (tmp_path / "a103b.png").write_bytes(data[: len(data) // 2])
+    for other in ("a1b.png", "a0101b.png", "a101b.jpg", "xa101b.png", "a-01b.png"):
+        (tmp_path / other).write_bytes(b"no picture, and not of this sequence")
+    found = list[int]()
+    with pytest.raises(ValueError, match="a%03db.png") as said:
+        found.extend(index for index, _, _ in read_frames(tmp_path / "a%03db.png"))
+    assert found == [0, 1, 3, 4, 8, 9]
+    assert re.search("2 missing before a106b.png", str(said.value))
+    assert re.search("a100b.png: is empty", str(said.value))
+    assert re.search("a103b.png: cannot be read", str(said.value))
+    times, numbers, _, error = read(tmp_path / "a%03db.png", every=4, fps=2)
+    assert (times, numbers) == ([0, 2, 4], [0, 4, 2]) and "2 missing" in error
+    with pytest.raises(FileNotFoundError, match="c%d.png"):
+        next(read_frames(tmp_path / "c%d.png"))
+
+
+def refused(tmp_path: Path) -> dict[str, tuple[Any, str]]:
+    """What is no video, or names other files, and what is said of it."""
+    clip, neighbour = make(tmp_path / "a.mp4", SIX), make(tmp_path / "b.ts", SIX)
+    text = {
+        "concat.mp4": f"ffconcat version 1.0\nfile {neighbour.name}\n",
+        "list.m3u8": f"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{neighbour.name}\n",
+        "talk.sdp": "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nt=0 0\nm=video 9 RTP/AVP 96\n",
+        "junk.mp4": "no video",
+        "empty.mp4": "",
+    }  # fmt: skip
+    for name, content in text.items():
+        (tmp_path / name).write_text(content)
+    with wave.open(str(tmp_path / "sound.wav"), "wb") as file:
+        file.setparams((1, 2, 8000, 0, "NONE", "NONE"))
+        file.writeframes(bytes(8000))
+    with av.open(str(tmp_path / "cover.m4a"), "w", format="mp4") as file:
+        sound = file.add_stream("aac", 48000)
+        picture = file.add_stream("mjpeg", 1, width=64, height=48, pix_fmt="yuvj420p")
+        picture.disposition = av.stream.Disposition.attached_pic
+        file.mux(picture.encode(av.VideoFrame.from_ndarray(SIX[0], format="rgb24")))
+        file.mux([*picture.encode(None), *sound.encode(None)])
+    Image.fromarray(SIX[0]).save(tmp_path / "photo.jpg")
+    os.mkfifo(tmp_path / "fifo.mp4")
+    names = dict.fromkeys((*text, "sound.wav", "cover.m4a", "photo.jpg"), "no video")
+    places = {
+        "http://127.0.0.1:9/a.mp4": "stream=True", "rtsp://127.0.0.1:9/a": "stream=True",
+        f"concat:{clip}|{clip}": "No such file", f"subfile,,start,0,end,9,,:{clip}": "No such file",
+        str(tmp_path): "folder", "/dev/zero": "device", str(tmp_path / "none.mp4"): "No such file",
+    }  # fmt: skip
+    return {
+        **{name: (tmp_path / name, said) for name, said in names.items()},
+        "fifo.mp4": (tmp_path / "fifo.mp4", "device"),
+        **{place: (place, said) for place, said in places.items()},
+    }
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="makes a FIFO")
+def test_what_is_no_video_or_names_other_files_is_refused_at_once(tmp_path: Path) -> None:
+    for name, (source, said) in refused(tmp_path).items():
+        times, _, _, error = read(source)
+        assert not times and said in error and Path(name).name in error, (name, error)
+        assert not is_video(Path(source))
+
+
+def test_bytes_open_files_and_pipes(tmp_path: Path) -> None:
+    path = make(tmp_path / "a.mkv", SIX)
+    with path.open("rb") as file:
+        assert read(file)[:2] == (TENTHS, ALL) and not file.closed
+    assert read(path.read_bytes())[:2] == (TENTHS, ALL) == read(io.BytesIO(path.read_bytes()))[:2]
+    end, begin = os.pipe()
+    threading.Thread(target=lambda: os.fdopen(begin, "wb").write(path.read_bytes())).start()
+    with os.fdopen(end, "rb") as pipe:
+        assert read(pipe)[:2] == (TENTHS, ALL)
+    with pytest.raises(TypeError, match="a path, bytes"):
+        read(path.read_text)
+
+
+def test_pixels_that_are_not_square(tmp_path: Path) -> None:
+    assert read(make(tmp_path / "a.mp4", SIX, shape=Fraction(3, 2)))[2] == {(48, 96, 3)}
+    wide = make(tmp_path / "wide.mp4", numbered(1, (540, 960)), shape=Fraction(120, 1))
+    times, _, _, error = read(wide)
+    assert not times and "wide.mp4: 115200x540 pixels" in error
+
+
+@pytest.mark.parametrize("suffix", [".mkv", ".mp4", ".avi", ".gif", ".png"])
+def test_a_file_that_is_cut_off_is_torn(suffix: str, tmp_path: Path) -> None:
+    noise = [np.random.default_rng(i).integers(0, 255, (48, 64, 3), np.uint8) for i in range(30)]
+    path = tmp_path / f"cut{suffix}"
+    if suffix in (".gif", ".png"):
+        first, *rest = map(Image.fromarray, noise)
+        first.save(path, save_all=True, append_images=rest)
+    else:
+        make(path, noise, "mpeg4", sound=2, options={"movflags": "faststart"}, g="1")
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2])
+    times, _, _, error = read(path)
+    assert 2 < len(times) < 30 and "torn" in error and path.name in error
+
+
+def test_colours(tmp_path: Path) -> None:
+    """Each matrix and range, HDR, and what is transparent on white."""
+    red = np.full((48, 64, 3), (200, 60, 40), np.uint8)
+    colours = av.video.reformatter
+    for name, space, range_ in (("BT.709", 1, 1), ("BT.601", 6, 1), ("full", 1, 2)):
+        frame = av.VideoFrame.from_ndarray(red, format="rgb24").reformat(
+            format="yuv420p", dst_colorspace={1: colours.Colorspace.ITU709}.get(space, 5),
+            dst_color_range=range_,
+        )  # fmt: skip
+        with av.open(str(tmp_path / f"{name}.mp4"), "w") as file:
+            stream = file.add_stream("libx264", 10, width=64, height=48, options={"crf": "5"})
+            stream.codec_context.colorspace, stream.codec_context.color_range = space, range_
+            file.mux([*stream.encode(frame), *stream.encode(None)])
+        ((_, _, shown),) = read_frames(tmp_path / f"{name}.mp4")
+        assert np.abs(shown.astype(int) - red).max() <= 4, name
+    half = [np.dstack([red, np.full((48, 64), 128, np.uint8)])]
+    still = {"auto-alt-ref": "0"}
+    on_white = (red.astype(int) + 255) / 2
+    kinds = ("qtrle", "argb"), ("libvpx-vp9", "yuva420p"), ("libvpx", "yuva420p")
+    for codec, form in kinds:
+        name = f"{codec}.mov" if codec == "qtrle" else f"{codec}.webm"
+        ((_, _, shown),) = read_frames(make(tmp_path / name, half, codec, form=form, **still))
+        assert np.abs(shown - on_white).max() <= 6, name
+
+
+@pytest.mark.parametrize(("curve", "level"), [(16, 0.58), (18, 0.75)])
+def test_hdr_white_is_white(curve: int, level: float, tmp_path: Path) -> None:
+    """BT.2408's reference white of PQ and HLG, of which a plain copy of the values is gray."""
+    pytest.importorskip("av", minversion="17")
+    frame = av.VideoFrame(128, 96, "yuv420p10le")
+    frame.pts, frame.time_base = 0, Fraction(1, 10)
+    for plane, value in zip(frame.planes, (round(64 + 876 * level), 512, 512), strict=True):
+        plane.update(np.full(plane.buffer_size // 2, value, np.uint16).tobytes())
+    with av.open(str(tmp_path / "a.mp4"), "w") as file:
+        quiet = {"x265-params": "log-level=none"}
+        stream = file.add_stream("libx265", 10, width=128, height=96, options=quiet)
+        stream.codec_context.pix_fmt = "yuv420p10le"
+        context = stream.codec_context
+        context.colorspace = context.color_primaries = 9
+        context.color_trc, context.color_range = curve, 1
+        file.mux([*stream.encode(frame), *stream.encode(None)])
+    ((_, _, shown),) = read_frames(tmp_path / "a.mp4")
+    assert shown.min() > 225 and np.ptp(shown) < 8
+
+
+class _Clip(BaseHTTPRequestHandler):
+    """Serves a clip; the first time at "/broken", no more than half of it."""
+
+    data: ClassVar[bytes] = b""
+    asked: ClassVar[list[str]] = []
+
+    def do_GET(self) -> None:
+        begin = int(re.findall(r"\d+", self.headers.get("Range", "bytes=0-"))[0])
+        cut = self.path == "/broken" and "/broken" not in self.asked
+        self.asked.append(self.path)
+        if self.path == "/silent":
+            threading.Event().wait(3)
+            return
+        self.send_response(206 if begin else 200)
+        self.send_header("Accept-Ranges", "bytes")
+        self.send_header("Content-Range", f"bytes {begin}-{len(self.data) - 1}/{len(self.data)}")
+        self.send_header("Content-Length", str(len(self.data) - begin))
+        self.end_headers()
+        self.wfile.write(self.data[begin : len(self.data) // 2 if cut else None])
+
+    def log_message(self, *_: object) -> None: ...
+
+
+def test_a_stream_is_read_only_where_the_caller_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    noise = [np.random.default_rng(i).integers(0, 255, (96, 128, 3), np.uint8) for i in range(40)]
+    monkeypatch.setattr(_Clip, "data", make(tmp_path / "a.ts", noise, crf="20").read_bytes())
+    monkeypatch.setattr(_Clip, "asked", [])
+    monkeypatch.setattr("ferfacenet.video.frames._SILENCE", 1.0)
+    with HTTPServer(("127.0.0.1", 0), _Clip) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://user:secret@127.0.0.1:{server.server_port}"
+        assert "stream=True" in read(f"{address}/a.ts")[3] and not _Clip.asked
+        for path in ("/a.ts", "/broken"):
+            times, _, _, error = read(f"{address}{path}", stream=True)
+            assert len(times) == 40 and times == sorted(times) and not error
+        assert _Clip.asked.count("/broken") > 1
+        times, _, _, error = read(f"{address}/silent", stream=True)
+        assert not times and "/silent" in error and "secret" not in error
+        server.shutdown()
+    for wrong in ("a.mp4", f"file://{tmp_path}/a.ts", f"concat:{tmp_path}/a.ts"):
+        assert "http" in read(wrong, stream=True)[3]
+
+
+def test_a_clock_rises() -> None:
+    clock = Clock()
+    given = [5.0, 5.1, 5.1, None, 5.3, 5.25, 2.0, 2.1, 60.0]
+    shown = [clock.place(time, 0.1, jumps=True) for time in given]
+    assert all(later > before for before, later in itertools.pairwise(shown))
+    assert shown[0] == 0 and shown[-1] < 1.1
+
+
+def test_memory_does_not_grow_with_the_length(tmp_path: Path) -> None:
+    slow = [np.full((96, 128, 3), index // 10, np.uint8) for index in range(2000)]
+    path = make(tmp_path / "long.mp4", slow, rate=200, crf="30")
+    done = run(
+        PEAK
+        + """
+import sys, ferfacenet
+model = ferfacenet.ImprovedVGG19(width=0.125)
+model.categories = tuple("abcdefg")
+for frame in ferfacenet.predict_video(model, sys.argv[1]):
+    if frame.index == 300:
+        early = peak()
+print(frame.index, peak() - early)
+""",
+        str(path),
+    )
+    last, growth = map(int, done.stdout.split())
+    assert last == 1999 and growth < 10e6  # all frames together have 74 MB
