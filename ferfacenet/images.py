@@ -40,7 +40,7 @@ _LIMITS = {"WEBP": 20 << 20, "AVIF": 28 << 20, "HEIF": 28 << 20, "progressive JP
 # What else a small file can ask for: a pass over all pixels for each scan of a JPEG, and memory for
 # a whole tile of a TIFF, however small the picture.
 _MAX_SCANS, _MAX_TILE = 500, 4 << 20
-_HEIC = {b"ftyp" + brand for brand in (b"heic", b"heix", b"hevc", b"heim", b"mif1", b"msf1")}
+HEIC = {b"ftyp" + brand for brand in (b"heic", b"heix", b"hevc", b"heim", b"mif1", b"msf1")}
 # A picture in uint16 that is darker than this throughout is of a camera with 12 bits or fewer.
 _DARK = 1 << 13
 FLOAT_SLACK = 1e-3  # what resizing and half precision leave outside [0, 1]
@@ -150,7 +150,7 @@ def _open(data: bytes) -> PIL.Image.Image:
         if image.format == "PPM" and any(tile[0] != "raw" for tile in image.tile):
             raise ValueError("a PPM in text, or of another maximum than 255; save it as PNG")
     except PIL.UnidentifiedImageError as error:
-        if data[4:12] in _HEIC:
+        if data[4:12] in HEIC:
             raise ValueError(
                 "is HEIC: pip install pillow-heif, then call pillow_heif.register_heif_opener()"
             ) from error

@@ -58,8 +58,11 @@ def open_container(source: BinaryIO | str, **settings: Any) -> Any:
         settings["options"] = {"format_whitelist": _CONTAINERS}
     try:
         container = av.open(source, metadata_errors="replace", **settings)
+    except av.error.ExitError as error:
+        raise ValueError("nothing has come from there for some seconds") from error
     except (av.FFmpegError, OSError) as error:
-        raise ValueError(f"is no video of a known format ({error.strerror})") from error
+        what = "cannot be opened" if isinstance(source, str) else "is no video of a known format"
+        raise ValueError(f"{what} ({error.strerror})") from error
     if find_video(container) is None:
         container.close()
         raise ValueError("there is no video in it")

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 import numpy as np
 
 from ferfacenet.faces import to_rgb
-from ferfacenet.images import Image, decode, named
+from ferfacenet.images import HEIC, Image, decode, named
 from ferfacenet.video.container import (
     Clock,
     Picture,
@@ -47,7 +47,7 @@ def read_frames(
     """Index, seconds and picture of the frames; arguments and errors are ``predict_video``'s."""
     if every < 1:
         raise ValueError(f"every must be at least 1, got {every!r}")
-    with named(hide_password(source)):
+    with named(f"camera {source}" if isinstance(source, int) else hide_password(source)):
         if isinstance(source, str | os.PathLike) and is_sequence(source) and not stream:
             yield from _read_sequence(Path(source), every, fps or 25)
             return
@@ -101,7 +101,7 @@ def _read_camera(number: int) -> _Frames:
         begin = time.monotonic()
         while (read := camera.read())[0]:
             yield time.monotonic() - begin, partial(cv2.cvtColor, read[1], cv2.COLOR_BGR2RGB)
-        raise ValueError(f"camera {number} gives no pictures: is it there, and free?")
+        raise ValueError("gives no pictures: is it there, and free?")
     finally:
         camera.release()
 
@@ -170,6 +170,8 @@ def _animation(file: BinaryIO) -> PIL.Image.Image | None:
 
     if not file.seekable():
         return None
+    if file.read(12)[4:] in HEIC:  # of which FFmpeg makes a video of its tiles
+        raise ValueError("is a picture, not a video")
     PIL.Image.init()
     try:
         formats = [known for known in _ANIMATIONS if known in PIL.Image.OPEN]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,7 @@ class VideoWriter:
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
-        with self._resources:
+        with self._named(), self._resources:
             if self._failure:
                 raise self._failure
             if self._file:
@@ -53,14 +53,22 @@ class VideoWriter:
     def write(self, picture: Picture, seconds: float) -> None:
         """Add (H, W, 3) uint8 RGB, shown from ``seconds`` on, which rise; scaled to the size of the
         first, whose last row or column is left out where their number is odd."""
-        try:
+        with self._named():
             if self._file is None:
                 self._begin(*picture.shape[:2])
             self._copy_sound(seconds)
             self._seen = seconds
             self._add(picture)
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        """Let an error of the disk name the file, and be the end of it."""
+        try:
+            yield
         except Exception as error:
             self._failure = error
+            if isinstance(error, OSError):
+                error.filename = error.filename or str(self._path)
             raise
 
     def _begin(self, height: int, width: int) -> None:
