@@ -21,13 +21,10 @@ from conftest import PHOTO, PORTRAITS, faces, python_path, run, sharp
 from PIL import Image
 
 from ferfacenet import load_pretrained, predict_faces, predict_proba, save_pretrained
-from ferfacenet.command.cli import _plot_paths, main
+from ferfacenet.command.cli import main
+from ferfacenet.command.inputs import Input, plot_paths
 
-COMMAND = [
-    sys.executable,
-    "-c",
-    "import sys; from ferfacenet.command.cli import main; sys.exit(main())",
-]
+COMMAND = [sys.executable, "-m", "ferfacenet"]
 Capture = pytest.CaptureFixture[str]
 
 
@@ -109,7 +106,7 @@ def test_a_folder_is_every_picture_below_it(
     answers, err = ask(weights, capsys, folder)
     assert [answer["image"] for answer in answers] == [f"{folder}/{name}" for name in pictures]
     assert "other files skipped: 3 (.heic, .png, .txt); pip install pillow-heif" in err
-    assert f"{empty}: no pictures" in ask(weights, capsys, empty, status=2)[1]
+    assert f"{empty}: no photos" in ask(weights, capsys, empty, status=2)[1]
 
 
 def test_no_two_photos_share_a_plot(
@@ -135,8 +132,8 @@ def test_no_two_photos_share_a_plot(
     assert {path.name for path in Path("plots").iterdir()} == set(names.values())
     corners = [Image.open(Path("plots", plot)).getpixel((60, 160)) for plot in names.values()]
     assert corners == [(40 * index,) * 3 + (255,) for index in range(len(names))]
-    cases = [Path(name) for name in ("a/Photo.jpg", "b/photo.jpg", "A/photo.jpg")]
-    plots = [str(plot).lower() for plot in _plot_paths(Path("plots"), cases, False).values()]
+    cases = [Input(name, False) for name in ("a/Photo.jpg", "b/photo.jpg", "A/photo.jpg")]
+    plots = [str(plot).lower() for plot in plot_paths(Path("plots"), cases).values()]
     assert len(set(plots)) == 3
 
 
@@ -144,9 +141,9 @@ def test_the_time_to_name_plots_grows_as_their_number(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="needs the plot extra")
 
     def seconds(count: int) -> float:
-        paths = [Path(str(index), "photo.jpg") for index in range(count)]
+        photos = [Input(f"{index}/photo.jpg", False) for index in range(count)]
         begin = time.process_time()
-        assert len(set(_plot_paths(tmp_path, paths, False).values())) == count
+        assert len(set(plot_paths(tmp_path, photos).values())) == count
         return time.process_time() - begin
 
     few = min(seconds(500) for _ in range(3))

@@ -1,29 +1,22 @@
-"""The ``ferfacenet`` command: the expressions in photos, as bars, JSON lines, CSV or plots."""
+"""The ``ferfacenet`` command: the expressions in photos and videos, as bars, JSON lines, CSV or
+plots."""
 
 from __future__ import annotations
 
 import argparse
 import io
-import math
 import os
-import re
 import signal
 import sys
 import warnings
-from collections import Counter
-from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from contextlib import suppress
-from functools import partial
-from itertools import islice
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import ferfacenet
-from ferfacenet.command.report import FACE, complain, csv_line, doubt, report, say
-
-if TYPE_CHECKING:
-    from ferfacenet import Face, ImprovedVGG19
+from ferfacenet.command.report import Report, complain
 
 _EXAMPLE = """\
 examples:
@@ -31,15 +24,11 @@ examples:
   ferfacenet photo.jpg --plot out.png     and the photo with its histograms
   ferfacenet --json holiday/ > out.jsonl  every photo in a folder, one JSON object a line
   ferfacenet clip.mp4 --plot out.mp4      a video, who is in it and how they look
-  ferfacenet --camera 0 --json            a camera, one JSON object a face and line
+  ferfacenet --camera 0 --json            a camera, one JSON object a face and line, until Ctrl-C
 
 The exit status is 0, also where there is no face; 1 if something could not be read (all else is
 still done), or 2 if the command itself is wrong.
 """
-#: What is taken for a video; folders stand for the pictures in them.
-_VIDEO = re.compile(r"\.(3gp|avi|flv|m2ts|m4v|mkv|mov|mp4|mpe?g|mts|ogv|webm|wmv)$", re.IGNORECASE)
-#: Images whose faces are read together, and threads that look for them.
-_CHUNK, _THREADS = 16, min(4, os.cpu_count() or 1)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -77,9 +66,10 @@ def _terminate(*_: object) -> None:
 def _main(options: argparse.Namespace) -> int:
     try:
         _check(options)
-        videos = _videos(options)
-        paths, failed = (videos, False) if videos else _expand(options.images)
-        plots = _plot_paths(options.plot, paths, bool(videos))
+        from ferfacenet.command.inputs import find_inputs, plot_paths
+
+        inputs, fine = find_inputs(options)
+        plots = plot_paths(options.plot, inputs)
         model = ferfacenet.load_pretrained(options.weights, device=options.device)
         if options.align == "auto":
             from ferfacenet.detector import load_detector
@@ -88,11 +78,17 @@ def _main(options: argparse.Namespace) -> int:
     except (ValueError, OSError, ImportError, RuntimeError) as error:
         complain(error)
         return 2
-    if videos:
-        from ferfacenet.command.videos import run_videos
+    from ferfacenet.command.photos import read_photos
+    from ferfacenet.command.videos import read_video
 
-        return run_videos(model, videos, plots, options)
-    return _run(model, paths, plots, options) or int(failed)
+    report = Report(options, model.categories or (), {video for _, video in inputs})
+    for video, group in groupby(inputs, attrgetter("video")):
+        if not video:
+            fine &= read_photos(model, list(group), plots, report, options)
+            continue
+        for item in group:
+            fine &= read_video(model, item, plots.get(item), report, options)
+    return int(not fine)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -104,15 +100,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     # fmt: off
-    add("images", nargs="*", type=Path, metavar="FILE",
-        help="photos and folders of photos; or videos, and images in sequence as frames/%%04d.png")
+    add("files", nargs="*", metavar="FILE",
+        help="photos, videos, folders of them, and images in sequence as frames/%%04d.png")
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true",
-                      help="one JSON object a picture and line, or a face in a frame and line")
+                      help="one JSON object a photo and line, or a face in a frame and line")
     form.add_argument("--csv", action="store_true", help="one line a face, under a header")
     add("--plot", type=Path, metavar="OUT",
-        help="draw the photo with its histograms: a picture file, or a folder for many images; of "
-        "a video, an .mp4, .mov, .mkv or .webm with boxes, and a .png of each person's course")
+        help="draw the photo with its histograms: a picture file, or a folder for many; of a video "
+        "OUT.mp4, .mov, .mkv or .webm with boxes, and OUT-course.png, each person's course")
     add("--top", type=int, metavar="N", help="show the N likeliest expressions only, as bars")
     add("--min-score", type=float, default=0.6, metavar="S",
         help="the least the detector is sure of a face, to 1 (%(default)s)")
@@ -128,6 +124,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--align", choices=("auto", "never"), default="auto",
         help="auto: find the faces; never: take the centre square of each picture for one")
     add("--camera", type=int, metavar="N", help="read a camera, until Ctrl-C")
+    add("--stream", metavar="URL", help="read rtsp:// or http://, until Ctrl-C or its end")
     add("--every", type=int, default=1, metavar="N", help="every Nth frame of a video only")
     add("--smooth", type=float, default=0.5, metavar="SECONDS",
         help="a person's probabilities in a video are averaged over so long; 0: not (%(default)s)")
@@ -142,164 +139,10 @@ def _check(options: argparse.Namespace) -> None:
     from ferfacenet.faces import check_limits
 
     check_limits(options.min_size, options.min_score, options.max_faces)
+    options.tta = None if options.tta == "none" else options.tta
     for name, least in {"top": 1, "every": 1, "fps": 0.001, "smooth": 0}.items():
         value = getattr(options, name)
         if value is not None and not value >= least:
             raise ValueError(f"--{name} must be at least {least}, got {value}")
     if not 0 <= options.min_confidence <= 1:
         raise ValueError(f"--min-confidence must be from 0 to 1, got {options.min_confidence}")
-
-
-def _videos(options: argparse.Namespace) -> list[Path]:
-    """The videos that are to be read, or the camera under a name; none if it is pictures."""
-    from ferfacenet.video.container import import_extra
-
-    files: list[Path] = options.images
-    if (options.camera is None) == (not files):
-        raise ValueError("name files, or a --camera" + (", not both" if files else ""))
-    videos = [
-        file
-        for file in files
-        if _VIDEO.search(file.name) or (re.search(r"%\d*d", file.name) and not file.exists())
-    ]
-    if options.camera is not None:
-        videos = [Path(f"camera {options.camera}")]
-    elif videos and len(videos) < len(files):
-        raise ValueError(f"{videos[0]} is a video: give photos and videos to separate commands")
-    if videos and options.align == "never":
-        raise ValueError("--align never is for photos: in videos faces are always looked for")
-    if videos:
-        import_extra("av" if options.camera is None else "cv2")
-    return videos
-
-
-def _expand(images: Sequence[Path]) -> tuple[list[Path], bool]:
-    """Files, and the pictures below folders, by name; and whether a folder could not be read."""
-    from ferfacenet.images import suffixes
-
-    with suppress(ImportError):  # the photos of iPhones, where somebody has installed it
-        import pillow_heif
-
-        pillow_heif.register_heif_opener()
-    known, paths, failed = suffixes(), list[Path](), False
-    for image in images:
-        if not os.path.isdir(image):  # noqa: PTH112  # Path's raises where a folder is locked
-            paths.append(image)
-            continue
-        errors = list[OSError]()
-        walk = os.walk(image, onerror=errors.append)
-        inside = sorted(Path(folder, name) for folder, _, names in walk for name in names)
-        # macOS leaves ._photo.jpg beside photo.jpg on other file systems.
-        pictures = [p for p in inside if p.suffix.lower() in known and p.name[:2] != "._"]
-        if not pictures and not errors:
-            raise ValueError(f"{image}: no pictures in this folder")
-        for error in errors:
-            complain(error)
-        if skipped := Counter(p.suffix.lower() or p.name for p in set(inside) - set(pictures)):
-            note = f"{image}: other files skipped: {skipped.total()} ({', '.join(sorted(skipped))})"
-            hint = "; pip install pillow-heif to read .heic" if ".heic" in skipped else ""
-            complain(f"{note}{hint}")
-        paths += pictures
-        failed = failed or bool(errors)
-    return paths, failed
-
-
-def _plot_paths(out: Path | None, paths: Sequence[Path], video: bool) -> dict[Path, Path]:
-    """Where the plot of each picture or video goes; empty if none is wanted."""
-    if out is None:
-        return {}
-    from ferfacenet.plots import new_figure
-    from ferfacenet.video.writer import WRITABLE
-
-    known: Iterable[str] = new_figure().canvas.get_supported_filetypes()
-    known = WRITABLE if video else known
-    if out.suffix and not out.is_dir():
-        if len(paths) != 1:
-            raise ValueError(f"--plot {out}: for {len(paths)} files name a folder")
-        if out.suffix[1:].lower() not in known:
-            raise ValueError(f"--plot {out}: the name must end in one of {', '.join(known)}")
-        if not out.parent.is_dir():
-            raise ValueError(f"--plot {out}: there is no folder {out.parent}")
-        plots = {paths[0]: out}
-    else:
-        out.mkdir(parents=True, exist_ok=True)
-        plots, suffix = {}, ".mp4" if video else ".png"
-        stems = Counter(path.stem.casefold() for path in set(paths))  # one may be given twice
-        used: dict[str, int] = {}  # how many plots want a name; some systems ignore its case
-        for path in dict.fromkeys(paths):
-            # Files of one name in different folders get the whole path as their name.
-            alone = stems[path.stem.casefold()] == 1
-            name = base = path.stem if alone else "_".join(path.relative_to(path.anchor).parts)
-            while name.casefold() in used:
-                used[base.casefold()] += 1
-                name = f"{base} ({used[base.casefold()]})"
-            used[name.casefold()] = 1
-            plots[path] = out / f"{name}{suffix}"
-    inputs = {path.resolve() for path in paths}
-    if lost := [plot for plot in plots.values() if plot.resolve() in inputs]:
-        raise ValueError(f"--plot {out}: {lost[0]} is to be read: name another file or folder")
-    return plots
-
-
-def _run(
-    model: ImprovedVGG19, paths: list[Path], plots: dict[Path, Path], options: argparse.Namespace
-) -> int:
-    from tqdm import tqdm
-
-    from ferfacenet.inference import read_faces
-    from ferfacenet.plots import save_figure
-
-    tta = None if options.tta == "none" else options.tta
-    failed, left = False, iter(paths)
-    find = partial(_find, model=model, options=options)
-    header = ["image", *FACE, *(model.categories or ())]
-    if options.csv:
-        say(csv_line(header))
-    many = len(paths) > 1 and sys.stderr.isatty()
-    bar = tqdm(total=len(paths), unit="img", disable=not many, file=sys.stderr)
-    with bar, ThreadPoolExecutor(_THREADS) as pool:
-        while chunk := list(islice(left, _CHUNK)):
-            found = []
-            for path, faces in zip(chunk, pool.map(find, chunk), strict=True):
-                bar.update()
-                if isinstance(faces, list):
-                    found.append((path, faces))
-                    continue
-                failed = True
-                complain(faces, path)
-            read = iter(read_faces(model, [face for _, faces in found for face in faces], tta))
-            for path, faces in found:
-                same = doubt(islice(read, len(faces)), options.min_confidence)
-                report(path, same, len(header), options)
-                if plot := plots.get(path):
-                    try:
-                        save_figure(ferfacenet.plot_faces(path, same), plot)
-                    except (ValueError, OSError) as error:
-                        failed = True
-                        complain(error, plot)
-    return int(failed)
-
-
-def _find(
-    path: Path, model: ImprovedVGG19, options: argparse.Namespace
-) -> list[Face] | ValueError | OSError:
-    """The faces in a photo, or why it cannot be read."""
-    import torch
-
-    from ferfacenet.faces import find_faces
-    from ferfacenet.images import decode
-    from ferfacenet.transforms import take_centre
-
-    try:
-        pixels = decode(path)
-        if options.align == "auto":
-            limits = options.min_size, options.min_score, options.max_faces
-            return find_faces(pixels, *limits, model.mean.device)
-        crop = take_centre(pixels)
-    except (ValueError, OSError) as error:
-        return error
-    height, width = pixels.shape[-2:]
-    side = min(height, width)
-    x, y = (width - side) // 2, (height - side) // 2
-    box = tuple(map(float, (x, y, x + side, y + side)))
-    return [ferfacenet.Face(box, torch.zeros(0, 2), math.nan, crop)]  # type: ignore[arg-type]

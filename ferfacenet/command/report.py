@@ -8,19 +8,96 @@ import io
 import json
 import math
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from array import array
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
-from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, TypeVar
+from typing import IO, TYPE_CHECKING, Any, TypeAlias, TypeVar
+
+from tqdm import tqdm
 
 if TYPE_CHECKING:
-    from ferfacenet import Face
+    from ferfacenet import Face, TrackedFace
 
 _Face = TypeVar("_Face", bound="Face")
-#: The columns of a face, after that of its photo.
-FACE = ("x0", "y0", "x1", "y1", "score", "label", "confidence")
+# Of each person, by number: the seconds, and as many probabilities for each as there are names.
+Tracks: TypeAlias = dict[int, "tuple[array[float], array[float]]"]
+
+_KEYS = ("track", "box", "score", "label", "confidence", "probabilities", "raw")
 _BAR = 40
+
+
+class Report:
+    """Prints what is found in the form that is asked for. ``names`` are the expressions;
+    ``kinds`` holds True if there are videos, and False if there are photos."""
+
+    def __init__(self, options: argparse.Namespace, names: Sequence[str], kinds: set[bool]) -> None:
+        self._json, self._csv, self._top = options.json, options.csv, options.top
+        self._names, self._mixed = names, len(kinds) > 1
+        face = ["x0", "y0", "x1", "y1", "score", "label", "confidence", *names]
+        start = ["file" if self._mixed else "video", "frame", "seconds", "track"]
+        video = [*start, *face, *(f"raw {name}" for name in names)]
+        self._columns = video if True in kinds else ["image", *face]
+        if self._csv:
+            self._table(self._columns, [])
+
+    def photo(self, name: str, faces: Sequence[Face]) -> None:
+        rows = [_describe(face) for face in faces]
+        if self._json:
+            say(json.dumps({"image": name, "faces": rows}))
+        elif self._csv:
+            self._table([name, *[""] * 3 * self._mixed], rows)
+        else:
+            blocks = []
+            for index, row in enumerate(rows):
+                x0, y0, x1, y1 = map(round, row["box"])
+                number = f" {index + 1} of {len(rows)}" if len(rows) > 1 else ""
+                title = f"face{number}, x {x0} to {x1}, y {y0} to {y1}: {row['label']}"
+                blocks.append((title, row["probabilities"]))
+            self._bars(name, blocks)
+
+    def frame(self, name: str, index: int, seconds: float, faces: Sequence[TrackedFace]) -> None:
+        """A line for each face of a video's frame, or one for a frame without; no text."""
+        start = {"video": name, "frame": index, "seconds": round(seconds, 3)}
+        rows = [{"track": f.track, **_describe(f), "raw": _ranked(f.raw)} for f in faces]
+        if self._json:
+            for row in rows or [dict.fromkeys(_KEYS)]:
+                say(json.dumps(start | row))
+        elif self._csv:
+            self._table([*start.values()], rows)
+
+    def video(self, name: str, tracks: Tracks) -> None:
+        """Each person's mean probabilities, as text only."""
+        blocks, step = [], len(self._names)
+        for number, (times, values) in tracks.items():
+            chances = {n: sum(values[i::step]) / len(times) for i, n in enumerate(self._names)}
+            span = f"{times[0]:.1f} to {times[-1]:.1f} s, {len(times)} frames"
+            blocks.append((f"person {number}, {span}: {next(iter(_ranked(chances)))}", chances))
+        if not self._json and not self._csv:
+            self._bars(name, blocks)
+
+    def _bars(self, name: str, blocks: Sequence[tuple[str, dict[str, float]]]) -> None:
+        """Under each title a line for each of the likeliest expressions."""
+        lines = [] if blocks else [f"{printable(name)}: no face"]
+        block = "█" if "█".encode(sys.stdout.encoding or "ascii", "ignore") else "#"
+        for title, chances in blocks:
+            lines.append(f"{printable(name)}: {title}")
+            width = max(map(len, chances))
+            for key, value in islice(_ranked(chances).items(), self._top):
+                bar = f"{100 * value:5.1f} %  {block * round(_BAR * value)}"
+                lines.append(f"  {key:<{width}} {bar}".rstrip())
+        say("\n".join(lines))
+
+    def _table(self, start: list[Any], rows: Sequence[dict[str, Any]]) -> None:
+        """A line for each face, or one for none, whose cells are in the order of JSON's keys."""
+        for row in rows or [{}]:
+            cells = start.copy()
+            for value in row.values():
+                parts = [value[name] for name in self._names] if isinstance(value, dict) else value
+                cells += parts if isinstance(parts, list) else [parts]
+            line = io.StringIO()
+            csv.writer(line).writerow(cells + [""] * (len(self._columns) - len(cells)))
+            say(line.getvalue()[:-2])  # the writer quotes what is in its line ends, "\r\n"
 
 
 def doubt(faces: Iterable[_Face], least: float) -> list[_Face]:
@@ -28,60 +105,20 @@ def doubt(faces: Iterable[_Face], least: float) -> list[_Face]:
     return [replace(f, label="unsure") if (f.confidence or 0.0) < least else f for f in faces]
 
 
-def describe(face: Face) -> dict[str, Any]:
+def _describe(face: Face) -> dict[str, Any]:
     """A face as JSON has it."""
     return {
         "box": [round(end, 1) for end in face.box],
         "score": None if math.isnan(face.score) else round(face.score, 4),
         "label": face.label,
         "confidence": round(face.confidence or 0.0, 6),
-        "probabilities": ranked(face.probabilities or {}),
+        "probabilities": _ranked(face.probabilities or {}),
     }
 
 
-def ranked(chances: Mapping[str, float]) -> dict[str, float]:
+def _ranked(chances: Mapping[str, float]) -> dict[str, float]:
     """Probabilities to six digits, the likeliest first."""
     return {name: round(chances[name], 6) for name in sorted(chances, key=lambda n: -chances[n])}
-
-
-def bars(chances: Mapping[str, float], top: int | None) -> Iterator[str]:
-    """A line for each of the likeliest expressions."""
-    encoding = sys.stdout.encoding or "ascii"
-    block = "█" if "█".encode(encoding, "ignore") else "#"
-    width = max(map(len, chances))
-    for name, value in islice(ranked(chances).items(), top):
-        yield f"  {name:<{width}} {100 * value:5.1f} %  {block * round(_BAR * value)}".rstrip()
-
-
-def report(path: Path, faces: list[Face], columns: int, options: argparse.Namespace) -> None:
-    """Print the faces of a photo in the form that is asked for."""
-    rows = [describe(face) for face in faces]
-    if options.json:
-        say(json.dumps({"image": str(path), "faces": rows}))
-    elif options.csv:
-        for row, face in zip(rows, faces, strict=True):
-            chances = [row["probabilities"][name] for name in face.probabilities or ()]
-            say(csv_line([path, *row["box"], *(row[name] for name in FACE[4:]), *chances]))
-        if not faces:
-            say(csv_line([path, *[""] * (columns - 1)]))
-    else:
-        say("\n".join(_text(path, rows, options.top)))
-
-
-def _text(path: Path, rows: list[dict[str, Any]], top: int | None) -> Iterator[str]:
-    if not rows:
-        yield f"{printable(path)}: no face"
-    for index, row in enumerate(rows):
-        x0, y0, x1, y1 = map(round, row["box"])
-        number = f" {index + 1} of {len(rows)}" if len(rows) > 1 else ""
-        yield f"{printable(path)}: face{number}, x {x0} to {x1}, y {y0} to {y1}: {row['label']}"
-        yield from bars(row["probabilities"], top)
-
-
-def csv_line(cells: Sequence[object]) -> str:
-    line = io.StringIO()
-    csv.writer(line).writerow(cells)  # which quotes what is in its line ends, "\r\n"
-    return line.getvalue()[:-2]
 
 
 def printable(text: object) -> str:
@@ -89,14 +126,12 @@ def printable(text: object) -> str:
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text))
 
 
-def complain(problem: object, path: Path | None = None) -> None:
+def complain(problem: object, name: object = None) -> None:
     """Say on stderr what is wrong, with the name of the file if it does not say it."""
-    text = f"{path}: {problem}" if path and str(path) not in str(problem) else problem
+    text = f"{name}: {problem}" if name and str(name) not in str(problem) else problem
     say(f"ferfacenet: {printable(text)}", sys.stderr)
 
 
 def say(text: str, file: IO[str] | None = None) -> None:
     """Print a line above the progress bar, if one is being drawn."""
-    from tqdm import tqdm
-
     tqdm.write(text, file=file or sys.stdout)
