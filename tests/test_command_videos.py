@@ -164,7 +164,6 @@ def test_pictures_that_are_not_shown_in_turn_are_a_photo(
     assert names(capsys) == [("image", str(path)), ("image", str(tmp_path / "bare"))]
 
 
-@pytest.mark.xfail(strict=True, reason="is_video takes it for one")
 def test_a_phones_photo_is_no_video(
     weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
@@ -404,7 +403,6 @@ def test_a_fifo_is_an_error_at_once_and_the_rest_done(
     assert name in line
 
 
-@pytest.mark.xfail(strict=True, reason="the writer's errors do not name its file")
 def test_a_full_disk_is_named_and_leaves_the_older_file(
     weights: Path, tmp_path: Path, capsys: Capture
 ) -> None:

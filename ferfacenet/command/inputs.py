@@ -18,14 +18,13 @@ from ferfacenet.command.report import complain
 from ferfacenet.images import suffixes
 from ferfacenet.plots import new_figure, save_figure
 from ferfacenet.video.container import import_extra
-from ferfacenet.video.frames import hide_password, is_sequence, is_video
+from ferfacenet.video.frames import ANIMATIONS, hide_password, is_sequence, is_video
 from ferfacenet.video.writer import WRITABLE
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _VIDEO = re.compile(r"\.(3gp|avi|flv|m2ts|m4v|mkv|mov|mp4|mpe?g|mts|ogv|webm|wmv)", re.IGNORECASE)
-_ANIMATED = ("AVIF", "GIF", "PNG", "WEBP")
 _URL = re.compile(r"[a-z][a-z\d+.,-]+:", re.IGNORECASE)  # as FFmpeg's concat:a|b, too; not C:
 
 
@@ -106,7 +105,7 @@ def is_animated(path: Path) -> bool | None:
     formats = {kinds[suffix] for suffix in suffixes()} & PIL.Image.OPEN.keys()
     try:
         with PIL.Image.open(path, formats=[*formats]) as picture:
-            return picture.format in _ANIMATED and getattr(picture, "is_animated", False)
+            return picture.format in ANIMATIONS and getattr(picture, "is_animated", False)
     except Exception:  # decoders raise nearly anything on broken data
         return None
 

@@ -75,7 +75,7 @@ def find_video(container: Any) -> Any:
     kinds = import_extra("av.stream").Disposition
     moving = [one for one in container.streams.video if not one.disposition & kinds.attached_pic]
     size = {one: (one.disposition & kinds.default, one.width * one.height) for one in moving}
-    return max(moving, key=size.__getitem__, default=None)
+    return max((one for one in moving if one.width), key=size.__getitem__, default=None)
 
 
 def stated_end(container: Any) -> float | None:

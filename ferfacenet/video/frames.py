@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 Source: TypeAlias = "str | os.PathLike[str] | bytes | BinaryIO | int"
 _Frames: TypeAlias = Generator[tuple[float, Callable[[], Picture]]]
 
-# The animations that Pillow reads: FFmpeg misreads some of them, and refuses others.
-_ANIMATIONS = ("GIF", "PNG", "WEBP", "AVIF")
+#: The animations, by Pillow's names, which reads them: FFmpeg misreads some and refuses others.
+ANIMATIONS = ("GIF", "PNG", "WEBP", "AVIF")
 _ADDRESS = re.compile(r"(https?|rtmps?|rtsps?)://\S", re.IGNORECASE)
 # Seconds that a stream may be silent, and for which a live one is opened again.
 _SILENCE, _PATIENCE = 10.0, 30.0
@@ -174,7 +174,7 @@ def _animation(file: BinaryIO) -> PIL.Image.Image | None:
         raise ValueError("is a picture, not a video")
     PIL.Image.init()
     try:
-        formats = [known for known in _ANIMATIONS if known in PIL.Image.OPEN]
+        formats = [known for known in ANIMATIONS if known in PIL.Image.OPEN]
         image = PIL.Image.open(file, formats=formats)
         return image if getattr(image, "is_animated", False) else None
     except Exception:  # decoders raise nearly anything on broken data
