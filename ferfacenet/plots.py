@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _COLOURS = ("#4477aa", "#cc6677", "#228833", "#ddaa33", "#66ccee", "#aa3377", "#777777")
 _ROWS = 8  # people in a picture of courses
+_NONE = "no face"
 
 
 def new_figure(**options: Any) -> Figure:
@@ -46,7 +47,7 @@ def plot_faces(image: Image, faces: Sequence[Face]) -> Figure:
 
     Args:
         image: of any kind that ``preprocess`` takes.
-        faces: what ``predict_faces`` found in it; none for the photo alone.
+        faces: what ``predict_faces`` found in it; where that is nothing, the picture says so.
 
     Returns:
         A figure of its own, which leaves pyplot's state alone: ``figure.savefig("out.png")``.
@@ -76,6 +77,8 @@ def plot_faces(image: Image, faces: Sequence[Face]) -> Figure:
     places = whole[1].subgridspec(rows, columns)
     left.imshow(photo, extent=(-0.5, across - 0.5, down - 0.5, -0.5))
     left.set_axis_off()
+    if not faces:
+        left.set_title(_NONE)
     for index, face in enumerate(faces):
         if face.probabilities is None:
             raise ValueError("the faces must have been read: predict_faces does it")
@@ -101,7 +104,8 @@ def plot_faces(image: Image, faces: Sequence[Face]) -> Figure:
 
 def draw_faces(image: Image, faces: Sequence[Face]) -> Picture:
     """A picture with a box around each face, and above it the label, how sure it is, and the
-    number of a tracked one; around a face that has not been read, the box alone. Needs no extra.
+    number of a tracked one; around a face that has not been read, the box alone; in a corner,
+    where there are no faces, that there are none. Needs no extra.
 
     Args:
         image: of any kind that ``preprocess`` takes, on which errors it raises too.
@@ -116,19 +120,26 @@ def draw_faces(image: Image, faces: Sequence[Face]) -> Picture:
     picture = PIL.Image.fromarray(to_rgb(decode(image)).permute(1, 2, 0).numpy())
     draw, side = ImageDraw.Draw(picture), min(picture.size)
     line, font = max(2, side // 200), ImageFont.load_default(max(12, side // 25))
+
+    def write(text: str, x: float, y: float, colour: str) -> None:
+        """Above that point, or in the picture."""
+        _, _, right, bottom = draw.textbbox((0, 0), text, font, anchor="lt")
+        x, y = min(x, picture.width - right - 2 * line), max(0, y - bottom - 2 * line)
+        draw.rectangle((x, y, x + right + 2 * line, y + bottom + 2 * line), fill=colour)
+        draw.text((x + line, y + line), text, "white", font, anchor="lt")
+
     for index, face in enumerate(faces):
         number = face.track - 1 if isinstance(face, TrackedFace) else index
         colour = _COLOURS[number % len(_COLOURS)]
         x0, y0, x1, y1 = face.box
         draw.rectangle((x0, y0, x1, y1), outline=colour, width=line)
-        if face.label is None:
-            continue
-        text = f"{face.label} {face.confidence or 0:.0%}"
-        text = f"{face.track}: {text}" if isinstance(face, TrackedFace) else text
-        _, _, right, bottom = draw.textbbox((0, 0), text, font, anchor="lt")
-        x, y = min(x0, picture.width - right - 2 * line), max(0, y0 - bottom - 2 * line)
-        draw.rectangle((x, y, x + right + 2 * line, y + bottom + 2 * line), fill=colour)
-        draw.text((x + line, y + line), text, "white", font, anchor="lt")
+        if face.label is not None:
+            text = f"{face.label} {face.confidence or 0:.0%}"
+            write(
+                f"{face.track}: {text}" if isinstance(face, TrackedFace) else text, x0, y0, colour
+            )
+    if not faces:
+        write(_NONE, 0, 0, _COLOURS[-1])
     return np.array(picture)
 
 
@@ -150,7 +161,9 @@ def plot_tracks(
             ax.plot(times, row, color=colour, label=name)
         ax.set(ylim=(-0.03, 1.03), ylabel=f"person {number}")
     axes[-1].set_xlabel("seconds")
-    if shown:
+    if not shown:
+        axes[-1].set_title(_NONE)
+    else:
         lines, labels = axes[0].get_legend_handles_labels()
         figure.legend(lines, labels, loc="outside upper center", ncols=len(names))
     return figure

@@ -11,6 +11,7 @@ import torch
 
 from ferfacenet import Face, draw_faces, plot_faces
 from ferfacenet.model import FER2013_CATEGORIES
+from ferfacenet.plots import plot_tracks
 
 pyplot = pytest.importorskip("matplotlib.pyplot", reason="needs the plot extra")
 BOXES = ((20, 60, 120, 180), (280, 60, 399, 200))
@@ -79,7 +80,17 @@ def test_boxes_and_labels_alone() -> None:
     boxes = draw_faces(sky, [replace(first, label=None, confidence=None)])
     assert (boxes != sky).any() and (boxes[: BOXES[0][1] - 2] == sky[: BOXES[0][1] - 2]).all()
     gray = draw_faces(np.full((300, 400), 90, np.uint8), [])
-    assert (gray == sky).all()
+    assert gray.shape == sky.shape and (gray[60:] == sky[60:]).all()
+
+
+@pytest.mark.parametrize("level", [0, 119, 255])
+def test_where_nobody_is_it_is_said(level: int) -> None:
+    for size in ((48, 64, 3), (300, 400, 3), (1080, 1920, 3)):
+        plain = np.full(size, level, np.uint8)
+        corner = draw_faces(plain, [])[: size[0] // 3, : size[1]]
+        assert corner.max() > 240 and corner.min() < 130  # white on a darker ground
+    assert plot_faces(plain, []).axes[0].get_title() == "no face"
+    assert plot_tracks({}, ["anger"]).axes[0].get_title() == "no face"
 
 
 def test_faces_must_have_been_read() -> None:
