@@ -350,7 +350,8 @@ def test_hdr_white_is_white(curve: int, level: float, tmp_path: Path) -> None:
     for plane, value in zip(frame.planes, (round(64 + 876 * level), 512, 512), strict=True):
         plane.update(np.full(plane.buffer_size // 2, value, np.uint16).tobytes())
     with av.open(str(tmp_path / "a.mp4"), "w") as file:
-        quiet = {"x265-params": "log-level=none"}
+        # Of one frame x265 gives no time of decoding where it may reorder it.
+        quiet = {"x265-params": "log-level=none:bframes=0"}
         stream = file.add_stream("libx265", 10, width=128, height=96, options=quiet)
         stream.codec_context.pix_fmt = "yuv420p10le"
         context = stream.codec_context
