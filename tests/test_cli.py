@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -402,3 +403,15 @@ def test_a_closed_pipe_is_no_traceback(weights: Path, crop: Path) -> None:
         process.stdout.close()
         assert process.stderr.read() == b""
     assert process.returncode == 0
+
+
+def test_closed_outputs_are_no_traceback(weights: Path, crop: Path) -> None:
+    """Some programs start others without."""
+    command = shlex.join([*COMMAND, "--weights", str(weights), str(crop), str(crop)])
+    environment = os.environ | {"PYTHONPATH": python_path()}
+    for closed, lines in ((">&-", 0), ("--json 2>&-", 2)):
+        done = subprocess.run(
+            f"{command} {closed}", shell=True, capture_output=True, text=True, env=environment
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+        assert len(done.stdout.splitlines()) == lines

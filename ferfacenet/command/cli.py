@@ -33,6 +33,9 @@ still done), or 2 if the command itself is wrong.
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
+    for name in ("stdout", "stderr"):  # closed, as some programs start others
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115, PTH123
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a file name that the console cannot show
             stream.reconfigure(errors="backslashreplace", line_buffering=True)
