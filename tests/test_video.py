@@ -158,8 +158,9 @@ def test_a_camera(clip: Path, model: ImprovedVGG19, monkeypatch: pytest.MonkeyPa
     assert len(seen) == 5 and times == sorted(times) and times[0] < 1
     (face,), (photo,) = seen[1].faces, predict_faces(model, shift(10))
     assert face.box == pytest.approx(photo.box, abs=8)
-    with pytest.raises(ValueError, match="camera 4"):
-        next(predict_video(model, 4))
+    for number, said in {4: "camera 4", -1: "camera -1: a camera's number is 0 or more"}.items():
+        with pytest.raises(ValueError, match=said):
+            next(predict_video(model, number))
 
 
 def test_without_the_extra_the_remedy_is_named(

@@ -96,6 +96,8 @@ def hide_password(source: Any) -> Any:
 
 def _read_camera(number: int) -> _Frames:
     cv2 = import_extra("cv2")  # PyAV's own builds know no cameras on Linux
+    if number < 0:
+        raise ValueError("a camera's number is 0 or more")
     camera = cv2.VideoCapture(number)
     try:
         begin = time.monotonic()
