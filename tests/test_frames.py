@@ -21,7 +21,7 @@ from PIL import Image
 from videos import av, make, number, numbered
 
 from ferfacenet.video.container import Clock
-from ferfacenet.video.frames import is_video, read_frames
+from ferfacenet.video.frames import hide_password, is_video, read_frames
 
 SIX = numbered(6)
 ALL = list(range(6))
@@ -292,6 +292,11 @@ def test_bytes_open_files_and_pipes(tmp_path: Path) -> None:
         assert read(pipe)[:2] == (TENTHS, ALL)
     with pytest.raises(TypeError, match="a path, bytes"):
         read(path.read_text)
+
+
+@pytest.mark.parametrize("secret", ["user:a@b", "user:?#@"])
+def test_no_part_of_a_password_is_named(secret: str) -> None:
+    assert hide_password(f"rtsp://{secret}@host/a@b") == "rtsp://host/a@b"
 
 
 def test_pixels_that_are_not_square(tmp_path: Path) -> None:

@@ -91,7 +91,7 @@ def count_frames(path: Path, fps: float | None = None) -> int | None:
 
 def hide_password(source: Any) -> Any:
     """The source; of an address without what is before the host."""
-    return re.sub(r"//[^/@]*@", "//", source) if isinstance(source, str) else source
+    return re.sub(r"//[^/]*@", "//", source) if isinstance(source, str) else source
 
 
 def _read_camera(number: int) -> _Frames:
