@@ -115,6 +115,15 @@ def two_sizes(path: Path) -> Path:
     return joined(path, make(path.with_stem("a"), SIX), small)
 
 
+def still_at_the_end(path: Path) -> Path:
+    """As recorders write that nothing has moved: the last frame is empty."""
+    data = bytearray(make(path, SIX, "mpeg4").read_bytes())
+    sizes = data.index(b"stsz") + 16
+    data[sizes + 20 : sizes + 24] = bytes(4)
+    path.write_bytes(data)
+    return path
+
+
 def titled(path: Path) -> Path:
     """As old programs write a title, in Latin-1."""
     return edit(make(path, SIX, tags={"title": "cafe!"}), b"cafe!", b"caf\xe9!")
@@ -169,6 +178,7 @@ ODD: dict[str, tuple[Write, list[float], list[int]]] = {
     "animation after another picture.png": (
         lambda path: animation(path, default_image=True), SHOWN[:5], ALL[1:]
     ),
+    "an empty frame.mp4": (still_at_the_end, TENTHS[:5], ALL[:5]),
     "50%d.mp4": (renamed(".mp4"), TENTHS, ALL),
     "a:b.mp4": (renamed(".mp4"), TENTHS, ALL),
     "no suffix": (renamed(".mkv"), TENTHS, ALL),

@@ -129,6 +129,9 @@ def _decode(container: Any, stream: Any, decoder: Any) -> Generator[Any]:
     error = import_extra("av").FFmpegError
     try:
         for packet in container.demux(stream):
+            # An empty one shows the last picture again; to the decoder it would mean the end.
+            if not packet.size and packet.pts is not None:
+                continue
             try:
                 yield from decoder.decode(packet)
             except error:
