@@ -6,6 +6,7 @@ import io
 import itertools
 import os
 import re
+import tempfile
 import threading
 import wave
 from collections.abc import Callable
@@ -269,6 +270,9 @@ def refused(tmp_path: Path) -> dict[str, tuple[Any, str]]:
         file.mux(picture.encode(av.VideoFrame.from_ndarray(SIX[0], format="rgb24")))
         file.mux([*picture.encode(None), *sound.encode(None)])
     Image.fromarray(SIX[0]).save(tmp_path / "photo.jpg")
+    stills = "still.gif", "still.png", "still.webp", "still.avif"
+    for name in stills:
+        Image.fromarray(SIX[0]).save(tmp_path / name)
     os.mkfifo(tmp_path / "fifo.mp4")
     names = dict.fromkeys((*text, "sound.wav", "cover.m4a", "photo.jpg"), "no video")
     places = {
@@ -278,6 +282,7 @@ def refused(tmp_path: Path) -> dict[str, tuple[Any, str]]:
     }  # fmt: skip
     return {
         **{name: (tmp_path / name, said) for name, said in names.items()},
+        **{name: (tmp_path / name, "picture, not a video") for name in stills},
         "fifo.mp4": (tmp_path / "fifo.mp4", "device"),
         **{place: (place, said) for place, said in places.items()},
     }
@@ -302,6 +307,33 @@ def test_bytes_open_files_and_pipes(tmp_path: Path) -> None:
         assert read(pipe)[:2] == (TENTHS, ALL)
     with pytest.raises(TypeError, match="a path, bytes"):
         read(path.read_text)
+    with path.open(encoding="latin-1") as text, pytest.raises(TypeError, match="binary"):
+        read(text)
+
+
+class _Download:
+    """No more than a source needs to have."""
+
+    def __init__(self, data: bytes) -> None:
+        self.read = io.BytesIO(data).read
+
+
+def test_files_of_any_kind_and_wherever_they_stand(tmp_path: Path) -> None:
+    """A web framework gives uploads as spooled files, which are open for both, at their end."""
+    clip, shown = make(tmp_path / "a.mkv", SIX), animation(tmp_path / "a.gif")
+    for path, times in ((clip, TENTHS), (shown, SHOWN)):
+        with tempfile.SpooledTemporaryFile(1 << 20) as file:
+            file.write(path.read_bytes())
+            assert read(file) == (times, ALL, {(48, 64, 3)}, "")
+    assert read(_Download(clip.read_bytes())) == (TENTHS, ALL, {(48, 64, 3)}, "")
+
+
+def test_where_the_index_comes_too_late_the_remedy_is_named(tmp_path: Path) -> None:
+    noise = [np.random.default_rng(i).integers(0, 255, (96, 128, 3), np.uint8) for i in range(6)]
+    times, _, _, error = read(_Download(make(tmp_path / "a.mp4", noise).read_bytes()))
+    assert not times and "faststart" in error
+    path = make(tmp_path / "b.mp4", noise, options={"movflags": "faststart"})
+    assert read(_Download(path.read_bytes()))[0] == TENTHS
 
 
 @pytest.mark.parametrize("secret", ["user:a@b", "user:?#@"])

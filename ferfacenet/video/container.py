@@ -57,7 +57,8 @@ def open_container(source: BinaryIO | str, **settings: Any) -> Any:
     if not isinstance(source, str):
         settings["options"] = {"format_whitelist": _CONTAINERS}
     try:
-        container = av.open(source, metadata_errors="replace", **settings)
+        # Said, because PyAV would write to a file that is open for both.
+        container = av.open(source, "r", metadata_errors="replace", **settings)
     except av.error.ExitError as error:
         raise ValueError("nothing has come from there for some seconds") from error
     except (av.FFmpegError, OSError) as error:
@@ -121,7 +122,10 @@ def play(container: Any, clock: Clock) -> Generator[tuple[float, Callable[[], Pi
         yield clock.place(time, duration, jumps), draw
     stated = stated_end(container)
     if torn or not count or (stated is not None and end < stated - _TORN):
-        raise ValueError(f"torn: not all of it can be read; {count} frames could be")
+        said = f"torn: not all of it can be read; {count} frames could be"
+        if not count and container.format.name.startswith("mov"):
+            said += ". A pipe, or a server without ranges, needs it with -movflags faststart"
+        raise ValueError(said)
 
 
 def _decode(container: Any, stream: Any, decoder: Any) -> Generator[Any]:

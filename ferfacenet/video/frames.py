@@ -151,6 +151,8 @@ def _open_file(source: str | os.PathLike[str] | bytes | BinaryIO) -> Iterator[Bi
         with path.open("rb") as file:
             yield file
     elif hasattr(source, "read"):
+        if not isinstance(source.read(0), bytes):
+            raise TypeError("a video must be open in binary mode, not as text")
         yield source
     else:
         kinds = "a path, bytes, an open binary file or a camera's number"
@@ -167,10 +169,12 @@ def _read_file(source: str | os.PathLike[str] | bytes | BinaryIO) -> _Frames:
 
 
 def _animation(file: BinaryIO) -> PIL.Image.Image | None:
-    """The animation in an open file, if it is one."""
+    """The animation in an open file, if it is one; a ValueError if it is a single picture."""
     import PIL.Image
 
-    if not file.seekable():
+    try:
+        file.seek(0)
+    except (AttributeError, OSError):  # a pipe or download
         return None
     if file.read(12)[4:] in HEIC:  # of which FFmpeg makes a video of its tiles
         raise ValueError("is a picture, not a video")
@@ -178,11 +182,14 @@ def _animation(file: BinaryIO) -> PIL.Image.Image | None:
     try:
         formats = [known for known in ANIMATIONS if known in PIL.Image.OPEN]
         image = PIL.Image.open(file, formats=formats)
-        return image if getattr(image, "is_animated", False) else None
+        animated = getattr(image, "is_animated", False)
     except Exception:  # decoders raise nearly anything on broken data
         return None
     finally:
         file.seek(0)
+    if not animated:
+        raise ValueError("is a picture, not a video")
+    return image
 
 
 def _read_animation(image: PIL.Image.Image) -> _Frames:
