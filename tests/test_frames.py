@@ -10,6 +10,7 @@ import tempfile
 import threading
 import wave
 from collections.abc import Callable
+from contextlib import suppress
 from fractions import Fraction
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
-from conftest import PEAK, run
+from conftest import PEAK, encoded, run
 from PIL import Image
 from videos import av, make, number, numbered
 
@@ -410,24 +411,43 @@ def test_hdr_white_is_white(curve: int, level: float, tmp_path: Path) -> None:
 
 
 class _Clip(BaseHTTPRequestHandler):
-    """Serves a clip; the first time at "/broken", no more than half of it."""
+    """Serves a clip; the first time at "/broken", and at "/cut", no more than half of it; at
+    "/cut" and "/unsized" from its beginning only."""
 
     data: ClassVar[bytes] = b""
     asked: ClassVar[list[str]] = []
 
     def do_GET(self) -> None:
         begin = int(re.findall(r"\d+", self.headers.get("Range", "bytes=0-"))[0])
-        cut = self.path == "/broken" and "/broken" not in self.asked
+        whole = self.path in ("/cut", "/unsized")
+        cut = self.path == "/cut" or (self.path == "/broken" and "/broken" not in self.asked)
         self.asked.append(self.path)
         if self.path == "/silent":
             threading.Event().wait(3)
             return
+        begin = 0 if whole else begin
+        if self.path == "/camera":
+            self.serve_pictures()
+            return
         self.send_response(206 if begin else 200)
-        self.send_header("Accept-Ranges", "bytes")
-        self.send_header("Content-Range", f"bytes {begin}-{len(self.data) - 1}/{len(self.data)}")
-        self.send_header("Content-Length", str(len(self.data) - begin))
+        size = len(self.data)
+        if not whole:
+            self.send_header("Accept-Ranges", "bytes")
+            self.send_header("Content-Range", f"bytes {begin}-{size - 1}/{size}")
+        if self.path != "/unsized":
+            self.send_header("Content-Length", str(size - begin))
         self.end_headers()
         self.wfile.write(self.data[begin : len(self.data) // 2 if cut else None])
+
+    def serve_pictures(self) -> None:
+        """Five, as cameras serve a page of them, and then nothing more."""
+        self.send_response(200)
+        self.send_header("Content-Type", "multipart/x-mixed-replace;boundary=next")
+        self.end_headers()
+        for picture in SIX[:5]:
+            data = encoded(Image.fromarray(picture), "JPEG")
+            head = f"--next\r\nContent-Type: image/jpeg\r\nContent-Length: {len(data)}\r\n\r\n"
+            self.wfile.write(head.encode() + data + b"\r\n")
 
     def log_message(self, *_: object) -> None: ...
 
@@ -447,6 +467,17 @@ def test_a_stream_is_read_only_where_the_caller_says_so(
             times, _, _, error = read(f"{address}{path}", stream=True)
             assert len(times) == 40 and times == sorted(times) and not error
         assert _Clip.asked.count("/broken") > 1
+        for path, least, most in (("/unsized", 40, 40), ("/cut", 5, 39)):
+            found = list[int]()
+            with suppress(ValueError):
+                frames = read_frames(f"{address}{path}", stream=True)
+                found.extend(index for index, _, _ in itertools.islice(frames, 100))
+            assert least <= len(found) <= most
+        frames = read_frames(f"{address}/camera", stream=True)
+        again = list(itertools.islice(frames, 12))
+        frames.close()
+        assert [number(picture) for *_, picture in again] == [0, 1, 2, 3, 4] * 2 + [0, 1]
+        assert all(a < b for (_, a, _), (_, b, _) in itertools.pairwise(again))
         times, _, _, error = read(f"{address}/silent", stream=True)
         assert not times and "/silent: nothing has come" in error and "secret" not in error
         server.shutdown()
@@ -456,7 +487,7 @@ def test_a_stream_is_read_only_where_the_caller_says_so(
 
 def test_a_clock_rises() -> None:
     clock = Clock()
-    given = [5.0, 5.1, 5.1, None, 5.3, 5.25, 2.0, 2.1, 60.0]
+    given = [5.0, 5.1, 5.1, None, 5.3, 5.25, 2.0, 2.1, 100.0]
     shown = [clock.place(time, 0.1, jumps=True) for time in given]
     assert all(later > before for before, later in itertools.pairwise(shown))
     assert shown[0] == 0 and shown[-1] < 1.1

@@ -43,6 +43,9 @@ def test_rate_times_and_duration_are_the_sources(suffix: str, tmp_path: Path) ->
         assert len(packets) == len(read)
         if rate:
             assert length == pytest.approx(read[-1][1] + 1 / rate, abs=2e-3)
+    # The last picture lasts no longer than the source.
+    with av.open(str(copy(sixty, tmp_path / f"out.{suffix}", every=20))) as file:
+        assert file.duration / 1e6 == pytest.approx(30 / 60, abs=2e-3)
 
 
 @pytest.mark.parametrize(
@@ -111,6 +114,10 @@ def test_what_cannot_be_written_whole_leaves_an_older_file(suffix: str, tmp_path
         fill()
     with VideoWriter(path):
         pass  # a source without frames
+    place = tmp_path / "folder" / path.name
+    with pytest.raises(OSError, match=str(place)) as said, VideoWriter(place) as writer:
+        writer.write(NOISE[0], 0)
+    assert said.value.filename == str(place)  # and not that of the temporary file
     assert path.read_bytes() == b"older" and [*tmp_path.iterdir()] == [path]
 
 

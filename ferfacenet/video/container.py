@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Generator
+from contextlib import suppress
 from functools import partial
 from importlib import import_module
 from typing import Any, BinaryIO, TypeAlias
@@ -24,8 +25,8 @@ _CONTAINERS = (
 # A file whose pictures end more than so many seconds before it says is torn.
 _TORN = 0.5
 # Seconds by which a time falls, or in a container that may begin anew rises, where another
-# recording has been put behind the first: FFmpeg's own.
-_BACK, _AHEAD = 0.1, 10.0
+# recording has been put behind the first.
+_BACK, _AHEAD = 0.1, 60.0
 # Of VP8 and VP9 FFmpeg's own decoders leave out what is transparent.
 _WITH_ALPHA = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 
@@ -105,6 +106,7 @@ def play(container: Any, clock: Clock) -> Generator[tuple[float, Callable[[], Pi
     jumps = bool(container.format.flags & av.format.Flags.ts_discont.value)
     # AVI has no times of presentation, but its frames come out in order, and evenly.
     orderly = container.format.name == "avi"
+    rate = stream.average_rate or stream.guessed_rate or 25
     count, torn, end = 0, False, 0.0
     for frame in _decode(container, stream, decoder):
         torn = torn or frame is None or frame.is_corrupt
@@ -112,9 +114,7 @@ def play(container: Any, clock: Clock) -> Generator[tuple[float, Callable[[], Pi
             continue
         ticks = frame.dts if orderly else frame.pts
         time = None if ticks is None else float(ticks * stream.time_base)
-        duration = float(
-            (frame.duration or 0) * stream.time_base or 1 / (stream.average_rate or 25)
-        )
+        duration = float((frame.duration or 0) * stream.time_base or 1 / rate)
         end = (end if time is None else time) + duration
         count += 1
         stretch = float(stream.sample_aspect_ratio or 1)  # of pixels that are not square
@@ -142,6 +142,8 @@ def _decode(container: Any, stream: Any, decoder: Any) -> Generator[Any]:
                 yield None
     except error:
         yield None
+        with suppress(error):  # what the decoder still holds
+            yield from decoder.decode(None)
 
 
 def _draw(frame: Any, stretch: float, reformatter: Any) -> Picture:

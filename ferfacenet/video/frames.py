@@ -209,19 +209,22 @@ def _read_animation(image: PIL.Image.Image) -> _Frames:
 
 
 def _read_stream(address: str) -> _Frames:
-    """A stream until it ends; a live one that breaks off, as cameras do, is opened again."""
+    """A stream until it ends; a live one, which never does, is opened again when it breaks off."""
     if not _ADDRESS.match(address):
         raise ValueError("is no address of a stream: those of http, https, rtsp, rtmp are read")
-    options = {"reconnect": "1", "reconnect_streamed": "1", "rtsp_transport": "tcp"}
+    # FFmpeg itself goes on where the server can go on from a byte.
+    options = {"reconnect": "1", "rtsp_transport": "tcp"}
     clock, live, heard = Clock(), False, 0.0
     while True:
         try:
             with open_container(address, timeout=_SILENCE, options=options) as container:
-                live = not container.duration
+                # Over HTTP come files, but for the pages of pictures that cameras serve.
+                camera = container.format.name == "mpjpeg" or not address.lower().startswith("http")
+                live = camera and not container.duration
                 for frame in play(container, clock):
                     heard = time.monotonic()
                     yield frame
-            if not live or address.lower().startswith("http"):
+            if not live:
                 return
             raise ValueError("has ended")
         except ValueError:

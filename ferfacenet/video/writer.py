@@ -10,7 +10,14 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from ferfacenet.video.container import Clock, Picture, find_video, import_extra, open_container
+from ferfacenet.video.container import (
+    Clock,
+    Picture,
+    find_video,
+    import_extra,
+    open_container,
+    stated_end,
+)
 from ferfacenet.weights import open_atomically
 
 #: What a written video's name may end in, and FFmpeg's name of that container.
@@ -37,6 +44,7 @@ class VideoWriter:
         self._resources = ExitStack()
         self._sound: Iterator[tuple[float, Any]] = iter(())
         self._heard = self._seen = -math.inf
+        self._rate, self._end = Fraction(30), math.inf  # the source's, and its end in seconds
 
     def __enter__(self) -> VideoWriter:
         return self
@@ -67,23 +75,26 @@ class VideoWriter:
             yield
         except Exception as error:
             self._failure = error
-            if isinstance(error, OSError):
-                error.filename = error.filename or str(self._path)
+            # The name of the temporary file, which holds that of the file, tells nobody anything.
+            if isinstance(error, OSError) and self._path.name in str(error.filename or self._path):
+                error.filename = str(self._path)
             raise
 
     def _begin(self, height: int, width: int) -> None:
-        av, rate, sound, begin = import_extra("av"), Fraction(30), None, 0.0
+        av, sound, begin = import_extra("av"), None, 0.0
         if self._source:
             file = self._resources.enter_context(self._source.open("rb"))
             source = self._resources.enter_context(open_container(file))
             stream, sound = find_video(source), source.streams.best("audio")
-            rate = Fraction(stream.average_rate or rate) / self._every
+            self._rate = stream.average_rate or stream.guessed_rate or self._rate
             begin = float((stream.start_time or 0) * stream.time_base)
+            self._end = (stated_end(source) or math.inf) - begin
         target = self._resources.enter_context(open_atomically(self._path))
         form = WRITABLE[self._path.suffix[1:].lower()]
         while True:
             self._file = av.open(target, "w", format=form)
-            self._stream = self._file.add_stream(self._file.default_video_codec, rate)
+            codec, rate = self._file.default_video_codec, self._rate / self._every
+            self._stream = self._file.add_stream(codec, rate)
             context = self._stream.codec_context
             context.width, context.height = width // 2 * 2, height // 2 * 2  # as codecs want it
             context.time_base, context.color_range = _TICK, _LIMITED
@@ -116,7 +127,8 @@ class VideoWriter:
     def _mux(self, packets: list[Any]) -> None:
         for packet in packets:
             # Players need it of the last one, which no other ends.
-            packet.duration = round(1 / (self._stream.average_rate * packet.time_base))
+            left = max(self._end - float(packet.pts * packet.time_base), 1 / self._rate)
+            packet.duration = round(min(self._every / self._rate, left) / packet.time_base)
             self._file.mux(packet)
 
     def _copy_sound(self, until: float) -> None:
