@@ -10,12 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import PHOTO, PORTRAITS, sharp
-from PIL import Image
+from conftest import sharp
 from videos import shift, torn, write_clip
 
 from ferfacenet import (
-    FaceTracker,
     ImprovedVGG19,
     VideoFrame,
     load_pretrained,
@@ -76,56 +74,6 @@ def test_probabilities_are_smoothed_over_the_past(
             assert face.label == list(face.raw)[int(mean.argmax())]
             assert face.confidence == pytest.approx(mean.max(), abs=1e-6)
             assert frame.index == 0 or face.raw != face.probabilities
-
-
-def test_people_keep_their_numbers_until_a_cut(model: ImprovedVGG19) -> None:
-    with Image.open(PORTRAITS) as photo:
-        pair = np.asarray(photo.convert("RGB"))
-    alone = pair.copy()
-    left, right = sorted(face.box for face in predict_faces(model, pair))
-    x0, y0, x1, y1 = map(round, right)
-    alone[y0 - 30 : y1 + 30, x0 - 30 : x1 + 30] = 128  # something passes before one of the two
-    tracker = FaceTracker(model)
-
-    def see(picture: np.ndarray[Any, Any], seconds: float) -> list[tuple[int, bool]]:
-        faces = tracker.update(picture, seconds)
-        return sorted((face.track, face.box[0] < (left[2] + right[0]) / 2) for face in faces)
-
-    both = see(pair, 0)
-    assert {number for number, _ in both} == {1, 2} and {side for _, side in both} == {True, False}
-    (stays,) = (seen for seen in both if seen[1])
-    assert see(np.roll(pair, 10, 1), 0.04) == both
-    assert see(alone, 0.08) == [stays]
-    assert see(pair, 0.6) == both
-    assert see(alone, 0.64) == [stays]
-    assert [number for number, _ in see(pair, 4)] == [stays[0], 3]  # gone for too long
-    with Image.open(PHOTO) as photo:
-        other = np.asarray(photo.convert("RGB").resize((pair.shape[1], pair.shape[0])))
-    assert min(see(other, 4.04))[0] == 4
-
-
-def test_of_two_people_on_one_face_one_is_out_of_sight(model: ImprovedVGG19) -> None:
-    """Two who come together are not both found on the one that is left."""
-    face = shift(0)[20:200, 50:230]
-
-    def picture(gap: int) -> np.ndarray[Any, Any]:
-        canvas = np.full((240, 480, 3), 120, np.uint8)
-        for x in (150 + gap, 150 - gap):
-            canvas[30:210, x : x + 180] = face
-        return canvas
-
-    tracker = FaceTracker(model)
-    assert len(tracker.update(picture(90), 0)) == 2
-    for step, gap in enumerate(range(80, -1, -10)):
-        found = tracker.update(picture(gap), 0.04 * (step + 1))
-    assert len(found) == 1
-
-
-def test_at_most_so_many_faces_and_none_twice(model: ImprovedVGG19) -> None:
-    one, all_of_them = FaceTracker(model, max_faces=1), FaceTracker(model)
-    for step in range(4):
-        assert [face.track for face in one.update(PORTRAITS, 0.3 * step)] == [1]
-        assert len(all_of_them.update(PORTRAITS, 0.3 * step)) == 2
 
 
 def test_arguments_out_of_range(clip: Path, model: ImprovedVGG19) -> None:
