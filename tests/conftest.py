@@ -19,7 +19,7 @@ from _fer2013 import VOTES
 from PIL import Image
 from torch import Tensor, nn
 
-from ferfacenet import ImprovedVGG19
+from ferfacenet import ImprovedVGG19, load_pretrained, save_pretrained
 from ferfacenet.model import FER2013_CATEGORIES
 
 ROOT = Path(__file__).parents[1]
@@ -136,6 +136,27 @@ def flip(data: bytes, at: int) -> bytes:
     changed = bytearray(data)
     changed[at] ^= 1
     return bytes(changed)
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Small weights by which views of one face have different answers."""
+    folder = tmp_path_factory.mktemp("weights")
+    save_pretrained(sharp(width=0.125), folder, dtype=torch.float32)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def model(weights: Path) -> ImprovedVGG19:
+    return load_pretrained(weights)
+
+
+@pytest.fixture(scope="session")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A face that moves to the right in twenty frames, then four of a wall."""
+    from videos import write_clip  # which needs the video extra
+
+    return write_clip(tmp_path_factory.mktemp("clips"))
 
 
 @contextmanager

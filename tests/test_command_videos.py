@@ -19,34 +19,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from conftest import PHOTO, PORTRAITS, full_disk, python_path, run, sharp
+from conftest import PHOTO, PORTRAITS, full_disk, python_path, run
 from PIL import Image
-from videos import av, shift, torn, write, write_clip
+from videos import av, shift, torn, write
 
-from ferfacenet import ImprovedVGG19, load_pretrained, predict_video, save_pretrained
+from ferfacenet import ImprovedVGG19, predict_video
 from ferfacenet.command.cli import main
 from ferfacenet.video.frames import read_frames
 
 Capture = pytest.CaptureFixture[str]
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Small weights by which views of one face have different answers."""
-    folder = tmp_path_factory.mktemp("weights")
-    save_pretrained(sharp(width=0.125), folder, dtype=torch.float32)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def model(weights: Path) -> ImprovedVGG19:
-    return load_pretrained(weights)
-
-
-@pytest.fixture(scope="module")
-def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_clip(tmp_path_factory.mktemp("clips"))
 
 
 def ask(weights: Path, *arguments: object, status: int = 0) -> None:

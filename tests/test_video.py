@@ -1,4 +1,4 @@
-"""Videos: frames, times, and people who keep their numbers."""
+"""Videos: what is read of the faces in each frame."""
 
 from __future__ import annotations
 
@@ -9,37 +9,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from conftest import sharp
-from videos import shift, torn, write_clip
+from videos import shift, torn
 
 from ferfacenet import (
     ImprovedVGG19,
     VideoFrame,
-    load_pretrained,
     predict_faces,
     predict_video,
-    save_pretrained,
 )
 from ferfacenet.video.frames import read_frames
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Small weights by which views of one face have different answers."""
-    folder = tmp_path_factory.mktemp("weights")
-    save_pretrained(sharp(width=0.125), folder, dtype=torch.float32)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def model(weights: Path) -> ImprovedVGG19:
-    return load_pretrained(weights)
-
-
-@pytest.fixture(scope="module")
-def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_clip(tmp_path_factory.mktemp("clips"))
 
 
 def test_each_frame_is_read_as_a_photo_is(clip: Path, model: ImprovedVGG19) -> None:

@@ -24,21 +24,10 @@ def shift(x: int) -> np.ndarray[Any, Any]:
     return picture
 
 
-def write(
-    path: Path, pictures: list[np.ndarray[Any, Any]], times: list[int] | None = None, **options: str
-) -> Path:
-    """A video of the pictures, at 20 frames a second or with times in milliseconds."""
+def write(path: Path, pictures: list[np.ndarray[Any, Any]], **options: str) -> Path:
+    """A video of the pictures, 20 a second, that can be cut within."""
     codec = "libvpx-vp9" if path.suffix == ".webm" else "libx264"
-    with av.open(str(path), "w", options=options) as file:
-        settings = {"crf": "10", "g": "6"}
-        stream = file.add_stream(codec, rate=20, height=240, width=320, options=settings)
-        stream.codec_context.time_base = Fraction(1, 1000)
-        for index, picture in enumerate(pictures):
-            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
-            frame.pts, frame.time_base = times[index] if times else 50 * index, Fraction(1, 1000)
-            file.mux(stream.encode(frame))
-        file.mux(stream.encode(None))
-    return path
+    return make(path, pictures, codec, rate=20, options=options, crf="10", g="6")
 
 
 def numbered(count: int, size: tuple[int, int] = (48, 64)) -> list[np.ndarray[Any, Any]]:

@@ -38,7 +38,7 @@ def read_video(
             # Sequences and animations have no sound, and are not for FFmpeg.
             sound = file if file and file.is_file() and not is_animated(file) else None
             writer = plot and stack.enter_context(VideoWriter(plot, sound, options.every))
-            total = count_frames(file, options.fps) if file and shown else None
+            total = count_frames(file) if file and shown else None
             total = total and -(-total // options.every)
             bar = stack.enter_context(tqdm(total=total, unit="frame", disable=not shown))
             streamed = options.stream is not None

@@ -77,7 +77,7 @@ def is_video(path: Path) -> bool:
         return False
 
 
-def count_frames(path: Path, fps: float | None = None) -> int | None:
+def count_frames(path: Path) -> int | None:
     """About how many frames a file has, if it says so."""
     if is_sequence(path):
         return None
@@ -203,7 +203,7 @@ def _read_animation(image: PIL.Image.Image) -> _Frames:
             return
         except Exception as error:  # decoders raise nearly anything on broken data
             raise ValueError("torn: not all of it can be read") from error
-        yield seconds, partial(np.copy, picture)
+        yield seconds, partial(np.asarray, picture)
         duration = image.info.get("duration", 0)
         seconds += (duration if duration > 10 else 100) / 1000
 

@@ -102,8 +102,7 @@ def predict_video(
             AVIF; a pattern such as ``"frames/%04d.png"`` for a sequence of images; or a camera's
             number, whose frames end when the generator is closed.
         every: of so many frames only the first is looked at and returned.
-        smooth: over how many seconds the probabilities of a person are averaged
-            (exponentially, over the past); 0 for not at all.
+        smooth: over how many past seconds probabilities are averaged, exponentially; 0: not at all.
         fps: frames a second of a sequence of images, 25 by default.
         stream: ``source`` is an http, rtsp or rtmp address, which is read over the network.
 
@@ -151,10 +150,9 @@ class _Track:
         self.pose, self.face = new.pose, new.face
         self.doubt = math.inf if sure else min(self.doubt, new.seen)
         if sure and new.looks is not None:
-            old, looks = self.looks, new.looks
-            self.looks = (
-                looks if old is None else torch.stack([looks[0], old[1].lerp(looks[1], 0.05)])
-            )
+            last, mean = new.looks
+            mean = mean if self.looks is None else self.looks[1].lerp(mean, 0.05)
+            self.looks = torch.stack([last, mean])
 
 
 class FaceTracker:
