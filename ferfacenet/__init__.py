@@ -10,29 +10,32 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ferfacenet.faces import Face, detect_faces
+    from ferfacenet.faces import detect_faces
+    from ferfacenet.faces.types import DetectedFace, Face, TrackedFace
     from ferfacenet.hub import list_pretrained, load_pretrained
     from ferfacenet.inference import predict_faces, predict_proba, preprocess
     from ferfacenet.model import ImprovedVGG19
     from ferfacenet.plots import draw_faces, plot_faces
-    from ferfacenet.video.tracker import FaceTracker, TrackedFace, VideoFrame, predict_video
+    from ferfacenet.video.tracker import FaceTracker, VideoFrame, predict_video
     from ferfacenet.weights import WeightsError, save_pretrained
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "Face", "FaceTracker", "ImprovedVGG19", "TrackedFace", "VideoFrame", "WeightsError",
-    "detect_faces", "draw_faces", "list_pretrained", "load_pretrained", "plot_faces",
-    "predict_faces", "predict_proba", "predict_video", "preprocess", "save_pretrained",
+    "DetectedFace", "Face", "FaceTracker", "ImprovedVGG19", "TrackedFace", "VideoFrame",
+    "WeightsError", "detect_faces", "draw_faces", "list_pretrained", "load_pretrained",
+    "plot_faces", "predict_faces", "predict_proba", "predict_video", "preprocess",
+    "save_pretrained",
 ]  # fmt: skip
 
 _HOMES = {
-    "faces": ("Face", "detect_faces"),
+    "faces": ("detect_faces",),
+    "faces.types": ("DetectedFace", "Face", "TrackedFace"),
     "hub": ("list_pretrained", "load_pretrained"),
     "inference": ("predict_faces", "predict_proba", "preprocess"),
     "model": ("ImprovedVGG19",),
     "plots": ("draw_faces", "plot_faces"),
-    "video.tracker": ("FaceTracker", "TrackedFace", "VideoFrame", "predict_video"),
+    "video.tracker": ("FaceTracker", "VideoFrame", "predict_video"),
     "weights": ("WeightsError", "save_pretrained"),
 }
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager, nullcontext
-from dataclasses import replace
 from itertools import islice
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -14,9 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ferfacenet.faces import MIN_SCORE, SMALL_CROP, Face, find_faces
+from ferfacenet.faces import enough_pixels, find_faces
+from ferfacenet.faces.framing import SMALL_CROP
+from ferfacenet.faces.types import MIN_SCORE, DetectedFace, Face, Limits
 from ferfacenet.fast import Precision, fast_forward
-from ferfacenet.images import FLOAT_SLACK, Image, decode, named
+from ferfacenet.images import FLOAT_SLACK, Image, named, open_photo
 from ferfacenet.model import ImprovedVGG19, unwrap
 from ferfacenet.threads import evaluating
 from ferfacenet.transforms import BLANK, CROP, SIZE, TTA, VIEW_COUNTS, take_centre, views
@@ -65,12 +66,13 @@ def preprocess(image: Image, *, align: Align = "auto") -> Tensor:
         TypeError: ``image`` is none of the above.
     """
     _check("align", align, get_args(Align))
-    pixels = decode(image)
-    height, width = pixels.shape[-2:]
+    limits = Limits(max_faces=1)
+    photo = open_photo(image, enough_pixels(limits) if align else None)
+    height, width = photo.pixels.shape[-2:]
     with named(image):
         if not align or (align == "auto" and height == width <= SMALL_CROP):
-            return take_centre(pixels)
-        faces = find_faces(pixels, max_faces=1, keep_crops=align == "auto")
+            return take_centre(photo.pixels)
+        (faces,) = find_faces([photo], limits, torch.device("cpu"), keep_crops=align == "auto")
         if not faces:
             raise ValueError("no face found; align=False would take its centre square")
         return faces[0].crop
@@ -164,7 +166,9 @@ def predict_faces(
         ``label``, ``confidence`` and ``probabilities``; an empty list if there are none.
     """
     model = check_reading(model, tta, precision)
-    faces = find_faces(decode(image), min_size, min_score, max_faces, device_of(model))
+    limits = Limits(min_size, min_score, max_faces)
+    photo = open_photo(image, enough_pixels(limits))
+    (faces,) = find_faces([photo], limits, device_of(model))
     return read_faces(model, faces, tta, precision)
 
 
@@ -174,7 +178,7 @@ def device_of(model: nn.Module) -> torch.device:
 
 
 def read_faces(
-    model: nn.Module, faces: list[Face], tta: TTA | None, precision: Precision = "auto"
+    model: nn.Module, faces: Sequence[DetectedFace], tta: TTA | None, precision: Precision = "auto"
 ) -> list[Face]:
     """The faces, of one photo or several, with what the model reads in them."""
     if not faces:
@@ -192,7 +196,8 @@ def read_faces(
     for face, row in zip(faces, rows, strict=True):
         chances = dict(zip(names, row, strict=True))
         label = max(chances, key=chances.__getitem__)
-        read.append(replace(face, label=label, confidence=chances[label], probabilities=chances))
+        parts = face.box, face.landmarks, face.score, face.crop
+        read.append(Face(*parts, label, chances[label], chances))
     return read
 
 

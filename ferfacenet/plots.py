@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ferfacenet.faces import Face, to_rgb
+from ferfacenet.faces.types import DetectedFace, Face, TrackedFace
 from ferfacenet.images import Image, decode
+from ferfacenet.transforms import to_rgb
 from ferfacenet.video.container import Picture
-from ferfacenet.video.tracker import TrackedFace
 from ferfacenet.weights import write_atomically
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def plot_faces(image: Image, faces: Sequence[Face]) -> Figure:
     if not faces:
         left.set_title(_NONE)
     for index, face in enumerate(faces):
-        if face.probabilities is None:
+        if not isinstance(face, Face):
             raise ValueError("the faces must have been read: predict_faces does it")
         colour = _COLOURS[index % len(_COLOURS)]
         number = f"{index + 1}: " if len(faces) > 1 else ""
@@ -102,7 +102,7 @@ def plot_faces(image: Image, faces: Sequence[Face]) -> Figure:
     return figure
 
 
-def draw_faces(image: Image, faces: Sequence[Face]) -> Picture:
+def draw_faces(image: Image, faces: Sequence[DetectedFace]) -> Picture:
     """A picture with a box around each face, and above it the label, how sure it is, and the
     number of a tracked one; around a face that has not been read, the box alone; in a corner,
     where there are no faces, that there are none. Needs no extra.
@@ -133,11 +133,9 @@ def draw_faces(image: Image, faces: Sequence[Face]) -> Picture:
         colour = _COLOURS[number % len(_COLOURS)]
         x0, y0, x1, y1 = face.box
         draw.rectangle((x0, y0, x1, y1), outline=colour, width=line)
-        if face.label is not None:
-            text = f"{face.label} {face.confidence or 0:.0%}"
-            write(
-                f"{face.track}: {text}" if isinstance(face, TrackedFace) else text, x0, y0, colour
-            )
+        if isinstance(face, Face):
+            name = f"{face.track}: " if isinstance(face, TrackedFace) else ""
+            write(f"{name}{face.label} {face.confidence:.0%}", x0, y0, colour)
     if not faces:
         write(_NONE, 0, 0, _COLOURS[-1])
     return np.array(picture)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from typing import Literal, TypeAlias
 
@@ -38,6 +37,16 @@ def strips(height: int, width: int) -> Iterator[slice]:
         yield slice(top, min(height, top + step))
 
 
+def to_rgb(pixels: Tensor) -> Tensor:
+    """(1 or 3, H, W) as ``decode`` returns it to (3, H, W) uint8, gray without a copy."""
+    if pixels.dtype != torch.uint8:
+        wide, pixels = pixels, torch.empty_like(pixels, dtype=torch.uint8)
+        for rows in strips(*wide.shape[1:]):
+            part = wide[:, rows].to(torch.float32) * (255 / max_value(wide.dtype))
+            pixels[:, rows] = part.round_().to(torch.uint8)
+    return pixels.expand(3, -1, -1)
+
+
 def to_gray(x: Tensor) -> Tensor:
     """(1 or 3, H, W) uint8, uint16 or float in [0, 1] to its luma (ITU-R BT.601), (1, H, W)
     float32 in [0, 1]."""
@@ -69,36 +78,6 @@ def resize(x: Tensor) -> Tensor:
     if x.shape[-2:] == size:
         return x
     return F.interpolate(x[None], size=size, mode="bilinear", antialias=True)[0]
-
-
-def cut_view(
-    picture: Tensor, middle: Tensor, roll: float, side: float, size: int, padding: str
-) -> tuple[Tensor, Tensor]:
-    """A square of a picture, turned upright: ``side`` pixels of the picture wide about
-    ``middle``, turned by ``roll`` degrees, drawn at ``size`` by ``size``, with ``grid_sample``'s
-    ``padding`` where the picture ends. Returns (3, size, size) float32 in [0, 1], and the (2, 3)
-    matrix that takes the view's coordinates to the picture's."""
-    turn = math.radians(roll)
-    rows = [[math.cos(turn), -math.sin(turn)], [math.sin(turn), math.cos(turn)]]
-    axes = torch.tensor(rows, dtype=torch.float64, device="cpu") * side
-    # First only the part that is needed, shrunk with averaging: grid_sample alone would alias.
-    reach = side * 0.75 + 2
-    start, end = [], []
-    for centre, length in zip(middle.tolist(), (picture.shape[2], picture.shape[1]), strict=True):
-        start.append(min(max(0, math.floor(centre - reach)), length - 1))
-        end.append(max(min(length, math.ceil(centre + reach)), start[-1] + 1))
-    part = picture[None, :, start[1] : end[1], start[0] : end[0]]
-    extent = torch.tensor([part.shape[3], part.shape[2]], dtype=torch.float64, device="cpu")
-    if size < side:
-        small = [max(1, round(length * size / side)) for length in part.shape[2:]]
-        part = F.interpolate(part, size=small, mode="bilinear", antialias=True)
-    # In affine_grid's coordinates both the part and the view go from -1 to 1.
-    shift = (middle - torch.tensor(start, dtype=torch.float64, device="cpu")) * 2 / extent - 1
-    theta = torch.cat([axes / extent[:, None], shift[:, None]], 1).float()
-    grid = F.affine_grid(theta[None], [1, 3, size, size], align_corners=False)
-    view = F.grid_sample(part.float() / 255, grid, "bicubic", padding, align_corners=False)
-    matrix = torch.cat([axes / size, (middle - axes.sum(1) / 2)[:, None]], 1)
-    return view[0].clamp_(0, 1), matrix
 
 
 def views(x: Tensor, tta: TTA | None) -> Tensor:

@@ -25,9 +25,10 @@ PACKAGE = ROOT / "ferfacenet"
 
 def test_public_names() -> None:
     assert ferfacenet.__all__ == [
-        "Face", "FaceTracker", "ImprovedVGG19", "TrackedFace", "VideoFrame", "WeightsError",
-        "detect_faces", "draw_faces", "list_pretrained", "load_pretrained", "plot_faces",
-        "predict_faces", "predict_proba", "predict_video", "preprocess", "save_pretrained",
+        "DetectedFace", "Face", "FaceTracker", "ImprovedVGG19", "TrackedFace", "VideoFrame",
+        "WeightsError", "detect_faces", "draw_faces", "list_pretrained", "load_pretrained",
+        "plot_faces", "predict_faces", "predict_proba", "predict_video", "preprocess",
+        "save_pretrained",
     ]  # fmt: skip
     for name in ferfacenet.__all__:
         assert getattr(ferfacenet, name).__doc__, name

@@ -8,8 +8,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from conftest import PORTRAITS
 
-from ferfacenet import Face, draw_faces, plot_faces
+from ferfacenet import DetectedFace, Face, detect_faces, draw_faces, plot_faces
 from ferfacenet.model import FER2013_CATEGORIES
 from ferfacenet.plots import plot_tracks
 
@@ -24,10 +25,10 @@ def make_faces(count: int) -> list[Face]:
         row = [0.02] * 7
         row[index % 7] = 0.88
         box = (float(4 * index), 6.0, 20.0 + 4 * index, 30.0)
-        face = Face(box, torch.zeros(5, 2), 0.9, torch.zeros(1, 48, 48))
         chances = dict(zip(FER2013_CATEGORIES, row, strict=True))
         label = FER2013_CATEGORIES[index % 7]
-        found.append(replace(face, label=label, confidence=0.88, probabilities=chances))
+        parts = torch.zeros(5, 2), 0.9, torch.zeros(1, 48, 48)
+        found.append(Face(box, *parts, label, 0.88, chances))
     return found
 
 
@@ -43,7 +44,6 @@ def test_one_histogram_a_face_a_box_on_each_and_nothing_overlaps(count: int) -> 
     titles = [f"{i + 1}: {face.label}" if count > 1 else face.label for i, face in enumerate(faces)]
     assert [axes.get_title() for axes in histograms] == titles
     for axes, face in zip(histograms, faces, strict=True):
-        assert face.probabilities is not None
         widths = [bar.get_width() for bar in axes.patches]
         assert widths == pytest.approx(list(face.probabilities.values()))
         assert [text.get_text() for text in axes.get_yticklabels()] == list(FER2013_CATEGORIES)
@@ -77,7 +77,8 @@ def test_boxes_and_labels_alone() -> None:
     labels = changed[: BOXES[0][1] - 2]  # also of the one at the edge
     assert labels[:, :200].any() and labels[:, 200:].any()
     drawn[:] = 0  # it is the caller's own
-    boxes = draw_faces(sky, [replace(first, label=None, confidence=None)])
+    unread = DetectedFace(first.box, first.landmarks, first.score, first.crop)
+    boxes = draw_faces(sky, [unread])
     assert (boxes != sky).any() and (boxes[: BOXES[0][1] - 2] == sky[: BOXES[0][1] - 2]).all()
     gray = draw_faces(np.full((300, 400), 90, np.uint8), [])
     assert gray.shape == sky.shape and (gray[60:] == sky[60:]).all()
@@ -94,9 +95,8 @@ def test_where_nobody_is_it_is_said(level: int) -> None:
 
 
 def test_faces_must_have_been_read() -> None:
-    (face,) = make_faces(1)
     with pytest.raises(ValueError, match="predict_faces"):
-        plot_faces(PHOTO, [replace(face, probabilities=None)])
+        plot_faces(PORTRAITS, detect_faces(PORTRAITS))  # type: ignore[arg-type]
 
 
 def test_without_matplotlib_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

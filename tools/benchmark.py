@@ -50,7 +50,7 @@ from tqdm import tqdm
 from train import RECIPES, Config
 
 from ferfacenet import ImprovedVGG19, load_pretrained, predict_proba, predict_video
-from ferfacenet.detector import detect
+from ferfacenet.faces.yunet import detect
 from ferfacenet.fast import fast_forward, prefers_bfloat16
 from ferfacenet.transforms import CROP, SIZE, TTA, VIEW_COUNTS
 from ferfacenet.video.frames import read_frames

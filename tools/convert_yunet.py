@@ -21,7 +21,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from ferfacenet.detector import WEIGHTS, YuNet
+from ferfacenet.faces.yunet import WEIGHTS, YuNet
 from ferfacenet.weights import write_atomically
 
 SHA256 = "8f2383e4dd3cfbb4553ea8718107fc0423210dc964f9f4280604804ed2552fa4"

@@ -35,7 +35,7 @@ from torchvision.transforms.functional import resize
 from tqdm import tqdm
 
 from ferfacenet import (
-    Face,
+    DetectedFace,
     ImprovedVGG19,
     detect_faces,
     load_pretrained,
@@ -43,7 +43,7 @@ from ferfacenet import (
     predict_proba,
     preprocess,
 )
-from ferfacenet.faces import SMALL_CROP
+from ferfacenet.faces.framing import SMALL_CROP
 from ferfacenet.images import decode, suffixes
 from ferfacenet.weights import write_atomically
 
@@ -82,13 +82,13 @@ def paste(crop: Gray, place: Place) -> Gray:
     return np.where(inside > 0, drawn, np.uint8(place.ground)).astype(np.uint8)
 
 
-def roll_of(face: Face) -> float:
+def roll_of(face: DetectedFace) -> float:
     """Degrees that the eyes of a found face are turned clockwise from level."""
     dx, dy = (face.landmarks[1] - face.landmarks[0]).tolist()
     return math.degrees(math.atan2(dy, dx))
 
 
-def face_at(faces: list[Face], place: Place) -> Face | None:
+def face_at(faces: list[DetectedFace], place: Place) -> DetectedFace | None:
     """The found face whose centre is that of what was pasted."""
     for face in faces:
         x0, y0, x1, y1 = face.box
@@ -97,7 +97,7 @@ def face_at(faces: list[Face], place: Place) -> Face | None:
     return None
 
 
-def search(crops: Gray, places: list[Place]) -> list[Face | None]:
+def search(crops: Gray, places: list[Place]) -> list[DetectedFace | None]:
     """What is found of each crop pasted at its place."""
     pairs = zip(tqdm(crops, desc="pasted"), places, strict=True)
     return [face_at(detect_faces(paste(crop, place)), place) for crop, place in pairs]
@@ -201,7 +201,7 @@ def measure_quarter_turns(model: ImprovedVGG19, photos: list[Tensor]) -> dict[st
     }
 
 
-def square(photo: Tensor, face: Face, times: float) -> Tensor | None:
+def square(photo: Tensor, face: DetectedFace, times: float) -> Tensor | None:
     """The square about a face of so many times its box's height, where the photo has it."""
     x0, y0, x1, y1 = face.box
     side = round((y1 - y0) * times)

@@ -25,7 +25,7 @@ from _settings import load_init
 from torch import Tensor, nn
 
 from ferfacenet import ImprovedVGG19, predict_proba
-from ferfacenet.detector import load_detector
+from ferfacenet.faces.yunet import load_detector
 from ferfacenet.transforms import SIZE, TTA, views
 from ferfacenet.weights import write_atomically
 

@@ -75,7 +75,7 @@ def _main(options: argparse.Namespace) -> int:
         plots = plot_paths(options.plot, inputs)
         model = ferfacenet.load_pretrained(options.weights, device=options.device)
         if options.align == "auto":
-            from ferfacenet.detector import load_detector
+            from ferfacenet.faces.yunet import load_detector
 
             load_detector(model.mean.device)
     except (ValueError, OSError, ImportError, RuntimeError) as error:
@@ -116,7 +116,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--min-score", type=float, default=0.6, metavar="S",
         help="the least the detector is sure of a face, to 1 (%(default)s)")
     add("--min-size", type=float, metavar="PX",
-        help="side of the smallest face (20, or more in a picture above 2.5 megapixels)")
+        help="side of the smallest face (19, or more in a picture above 2.3 megapixels)")
     add("--max-faces", type=int, metavar="N", help="at most so many faces of each picture")
     add("--min-confidence", type=float, default=0.0, metavar="P",
         help='the label of a face that is less sure than this is "unsure"')
@@ -139,9 +139,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _check(options: argparse.Namespace) -> None:
-    from ferfacenet.faces import check_limits
+    from ferfacenet.faces.types import Limits
 
-    check_limits(options.min_size, options.min_score, options.max_faces)
+    Limits(options.min_size, options.min_score, options.max_faces)
     options.tta = None if options.tta == "none" else options.tta
     for name, least in {"top": 1, "every": 1, "fps": 0.001, "smooth": 0}.items():
         value = getattr(options, name)

@@ -15,10 +15,12 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from ferfacenet import Face, ImprovedVGG19, faces, plot_faces
+from ferfacenet import DetectedFace, ImprovedVGG19, plot_faces
 from ferfacenet.command.inputs import Input, save_plot
 from ferfacenet.command.report import Report, complain, doubt
-from ferfacenet.images import decode
+from ferfacenet.faces import enough_pixels, find_faces
+from ferfacenet.faces.types import Limits
+from ferfacenet.images import decode, open_photo
 from ferfacenet.inference import read_faces
 from ferfacenet.transforms import take_centre
 
@@ -55,13 +57,15 @@ def read_photos(
     return fine
 
 
-def _find(path: Path, model: ImprovedVGG19, options: argparse.Namespace) -> list[Face]:
-    pixels = decode(path)
+def _find(path: Path, model: ImprovedVGG19, options: argparse.Namespace) -> list[DetectedFace]:
     if options.align == "auto":
-        limits = options.min_size, options.min_score, options.max_faces
-        return faces.find_faces(pixels, *limits, model.mean.device)
+        limits = Limits(options.min_size, options.min_score, options.max_faces)
+        photo = open_photo(path, enough_pixels(limits))
+        (faces,) = find_faces([photo], limits, model.mean.device)
+        return faces
+    pixels = decode(path)
     height, width = pixels.shape[-2:]
     side = min(height, width)
     x, y = float((width - side) // 2), float((height - side) // 2)
     box = x, y, x + side, y + side
-    return [Face(box, torch.zeros(0, 2), math.nan, take_centre(pixels))]
+    return [DetectedFace(box, torch.zeros(0, 2), math.nan, take_centre(pixels))]

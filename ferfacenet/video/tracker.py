@@ -5,28 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Generator
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ferfacenet.faces import (
-    MIN_SCORE,
-    Face,
-    Pose,
-    check_limits,
-    distance,
-    find_poses,
-    follow_faces,
-    frame_face,
-    to_rgb,
-)  # fmt: skip
+from ferfacenet.faces.framing import Pose, distance, frame_face
+from ferfacenet.faces.search import Search, run
+from ferfacenet.faces.types import MIN_SCORE, DetectedFace, Limits, TrackedFace
 from ferfacenet.fast import Precision
 from ferfacenet.images import Image, decode
 from ferfacenet.inference import check_reading, device_of, read_faces
-from ferfacenet.transforms import TTA
+from ferfacenet.transforms import TTA, to_rgb
 from ferfacenet.video.container import Picture, import_extra
 from ferfacenet.video.frames import Source, read_frames
 
@@ -46,20 +38,6 @@ _CUT = 0.08
 # of sight cost it 0 to 9 %, an extreme change of expression in CK+ 1 %. Somebody else in the seat
 # is told in 100 % of pairs of photos, later in 93; in CK+, with one pose and light, in 70 and 43.
 _CLEAR, _ALIKE, _NEXT, _DOUBT = 0.88, 0.72, 0.85, 0.5
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class TrackedFace(Face):
-    """One face of a video's frame.
-
-    Attributes:
-        track: the person's number, from 1, the same in all frames.
-        raw: the probabilities of this frame alone; ``label``, ``confidence`` and
-            ``probabilities`` are smoothed.
-    """
-
-    track: int
-    raw: dict[str, float]
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,7 +102,7 @@ def predict_video(
 @dataclass(eq=False)
 class _Track:
     pose: Pose
-    face: Face
+    face: DetectedFace
     looks: Tensor | None  # (2, n): the last one, and the mean; None while it has not been clear
     seen: float  # the time of the last frame in which it was
     doubt: float = math.inf  # since when it has looked like somebody else
@@ -173,11 +151,10 @@ class FaceTracker:
         precision: Precision = "auto",
     ) -> None:
         check_reading(model, tta, precision)
-        check_limits(min_size, min_score, max_faces)
         if not smooth >= 0:
             raise ValueError(f"smooth must be at least 0 seconds, got {smooth!r}")
         self._model, self._smooth = model, smooth
-        self._min_size, self._min_score, self._max_faces = min_size, min_score, max_faces
+        self._limits = Limits(min_size, min_score, max_faces)
         self._tta, self._precision = tta, precision
         self._device = device_of(model)
         self._tracks: list[_Track] = []
@@ -202,7 +179,8 @@ class FaceTracker:
         before, self._small = self._small, _shrink(picture)
         cut = before is not None and float((self._small - before).abs().mean()) > _CUT
         followed = [track for track in self._tracks if track.seen == self._now]
-        poses = follow_faces(picture, [t.pose for t in followed], self._min_score, self._device)
+        steps = Search(picture, self._limits).follow([track.pose for track in followed])
+        (poses,) = run([steps], self._limits, self._device)
         visible = []
         for track, pose in zip(followed, poses, strict=True):
             new = pose and _see(picture, pose, seconds)
@@ -212,12 +190,15 @@ class FaceTracker:
         lost = [t for t in self._tracks if t in followed or seconds - t.seen <= _REMEMBER]
         lost = [] if cut else [track for track in lost if track not in visible]
         self._tracks = visible + lost
-        room = None if self._max_faces is None else self._max_faces - len(visible)
+        most = self._limits.max_faces
+        room = None if most is None else most - len(visible)
         steady = len(visible) == len(followed) and self._now < seconds < self._due
         if (cut or not steady) and room != 0:
             self._due = seconds + _SEARCH_EVERY
             known = [track.pose for track in visible]
-            found = find_poses(picture, self._min_size, self._min_score, room, self._device, known)
+            limits = replace(self._limits, max_faces=room)
+            search = Search(picture, limits, known=known)
+            (found,) = run([search.find()], limits, self._device)
             visible += self._recognise([_see(picture, pose, seconds) for pose in found], lost)
         self._now = seconds
         return self._read(visible)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ferfacenet import WeightsError, detect_faces
 from ferfacenet.command.cli import main
-from ferfacenet.detector import WEIGHTS, YuNet, detect, find_sightings, load_detector
+from ferfacenet.faces.yunet import WEIGHTS, YuNet, detect, load_detector
 
 CPU = torch.device("cpu")
 
@@ -85,14 +85,14 @@ def test_pictures_of_any_shape_are_searched() -> None:
     for shape in [(1, 1), (16, 16), (31, 7), (3, 500), (1, 2000), (700, 700)]:
         noise = torch.randint(0, 256, (1, *shape), dtype=torch.uint8, generator=random)
         for picture in (noise, torch.zeros(1, *shape, dtype=torch.uint8)):
-            assert find_sightings(picture.expand(3, -1, -1), None, 0.6, CPU).shape == (0, 15)
+            assert detect_faces(picture) == []
 
 
 def test_a_missing_file_is_named_with_what_mends_it(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     load_detector.cache_clear()
-    monkeypatch.setattr("ferfacenet.detector.WEIGHTS", tmp_path / "model.safetensors")
+    monkeypatch.setattr("ferfacenet.faces.yunet.WEIGHTS", tmp_path / "model.safetensors")
     with pytest.raises(WeightsError, match=r"model\.safetensors.*reinstall"):
         detect_faces(PORTRAITS)
     assert main([str(PORTRAITS)]) == 2
@@ -103,7 +103,7 @@ def test_a_missing_file_is_named_with_what_mends_it(
 def test_a_changed_byte_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     load_detector.cache_clear()
     (tmp_path / "model.safetensors").write_bytes(flip(WEIGHTS.read_bytes(), -1))
-    monkeypatch.setattr("ferfacenet.detector.WEIGHTS", tmp_path / "model.safetensors")
+    monkeypatch.setattr("ferfacenet.faces.yunet.WEIGHTS", tmp_path / "model.safetensors")
     with pytest.raises(WeightsError, match=r"model\.safetensors: its sha256 is .*reinstall"):
         detect_faces(PORTRAITS)
 
@@ -120,6 +120,6 @@ def test_nothing_infinite_comes_out(monkeypatch: pytest.MonkeyPatch) -> None:
     good = torch.tensor([10.0, 10, 40, 40, 20, 25, 30, 25, 30, 32, 22, 38, 38, 38, 0.9])
     rows = good.repeat(3, 1)
     rows[1, 6], rows[2, 3] = torch.nan, torch.inf
-    monkeypatch.setattr("ferfacenet.detector.load_detector", lambda _: lambda x: rows[None])
+    monkeypatch.setattr("ferfacenet.faces.yunet.load_detector", lambda _: lambda x: rows[None])
     (kept,) = detect(torch.zeros(1, 3, 64, 64), 0.6, CPU)
     assert torch.equal(kept, good[None])

@@ -1,0 +1,245 @@
+"""The search for the faces of a picture, or of many side by side.
+
+A search is a generator: it yields the views that it wants looked at next, and is sent what the
+detector sees in each. What the searches of several pictures want is looked at together, since a
+call of the detector's network costs as much as its work on a small view.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from collections.abc import Generator, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from itertools import islice
+from typing import TypeAlias, TypeVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ferfacenet.faces.framing import Pose, cut_view, distance
+from ferfacenet.faces.types import Limits
+from ferfacenet.faces.yunet import best_first, detect, first_of_each, measure_overlap
+
+T = TypeVar("T")
+Steps: TypeAlias = Generator[list[Tensor], list[Tensor], T]
+
+# A sighting whose score is too low by no more than this is a face if a closer look shows a better.
+_WEAKER = 0.2
+# What is seen with _SURE is a face, and with _UPRIGHT also upright: of one on its side or head
+# YuNet is never so sure. One that is turned by quarters has to be seen better than an upright one
+# by _TURNED.
+_SURE, _UPRIGHT, _TURNED = 0.6, 0.88, 0.02
+
+# A picture is searched in small, at a long side of _SMALL pixels within a border of _BORDER, which
+# shows its large faces and those that its edge cuts; and at a scale at which its smallest faces are
+# SMALLEST pixels large, which YuNet sees nearly always. Where that is no more than _WHOLE pixels
+# long, one look serves as both. Where nothing is sure by then, long sides of _OTHERS may show it.
+_SMALL, _BORDER, SMALLEST, _WHOLE, _OTHERS = 160, 32, 14, 256, (640, 960)
+_MAX_UPSCALE = 4.0
+# Larger pictures are looked at in parts of this side, which overlap by so much; the sides of what
+# is looked at are multiples of _STEP, so that many are of one size.
+_TILE, _OVERLAP, _STEP = 1280, 160, 64
+
+# Every face is looked at again from close by: its box _CLOSE_FACE pixels large in views with a side
+# of _CLOSE_VIEW that are turned upright and by _TILTS degrees besides, of which the mean is taken.
+# YuNet's landmarks follow a head's roll in part: the line from eyes to mouth in a search by 0.4 to
+# 0.8, as the face is 60 to 180 pixels large, and the eyes in a close view by 0.75. If they are
+# still turned by more than _LEVEL degrees then, there is another such look.
+_CLOSE_FACE, _CLOSE_VIEW, _TILTS = 180, 256, (-8.0, 8.0)
+_FOLLOWED, _FOLLOWED_CLOSE, _LEVEL = 0.6, 0.75, 4.0
+# A sighting of this share of the smallest size may prove to be large enough.
+_NEARLY = 0.8
+_FIRST = 16  # sightings that are looked at before it is asked whether they are enough
+
+# What is no further from a face than _SAME, in sides and in size, is that face seen again. Of two
+# boxes, _SAME_BOX of the smaller in the other makes them one face's, or, if they are of different
+# quarter turns, _SAME_TURNED.
+_SAME, _SAME_BOX, _SAME_TURNED = 0.6, 0.6, 0.3
+
+
+def run(searches: Sequence[Steps[T]], limits: Limits, device: torch.device) -> list[T]:
+    """The results of searches, side by side."""
+    results: dict[int, T] = {}
+    seen: dict[int, list[Tensor]] = {}
+    going = dict(enumerate(searches))
+    while going:
+        wanted: dict[int, list[Tensor]] = {}
+        for index, search in going.items():
+            try:
+                wanted[index] = search.send(seen[index]) if index in seen else next(search)
+            except StopIteration as done:
+                results[index] = done.value
+        going = {index: going[index] for index in wanted}
+        views = [view for views in wanted.values() for view in views]
+        rows = iter(detect(views, max(0.1, limits.min_score - _WEAKER), device))
+        seen = {index: list(islice(rows, len(views))) for index, views in wanted.items()}
+    return [results[index] for index in range(len(searches))]
+
+
+class Search:
+    """The search for the faces of one picture, (3, H, W) uint8, each pixel of which is ``scale`` of
+    the photo's own wide, other than those that are known. What looks is a generator."""
+
+    def __init__(
+        self, picture: Tensor, limits: Limits, scale: float = 1.0, known: Sequence[Pose] = ()
+    ) -> None:
+        self.picture, self.limits, self.known = picture, limits, known
+        self.height, self.width = picture.shape[1:]
+        self.min_size = limits.smallest(self.height, self.width, scale)
+
+    def find(self) -> Steps[list[Pose]]:
+        """All faces, by score times size."""
+        long = max(self.height, self.width)
+        fine = self._draw(self.picture, max(SMALLEST / self.min_size, min(1.0, _WHOLE / long)))
+        whole = max(fine.shape) <= _WHOLE
+        small = fine if whole else self._draw(fine, _SMALL / long)
+        rows = yield from self._look(small, [0], _BORDER)
+        if not (rows[:, 14] >= _UPRIGHT).any():
+            turned = yield from self._look(small, [1, 2, 3], _BORDER)
+            rows = _distinct(torch.cat([rows, turned]))
+        if not whole:
+            quarters = {0, *rows[rows[:, 14] >= _SURE, 15].int().tolist()}
+            rows = torch.cat([rows, (yield from self._look(fine, sorted(quarters)))])
+        if not (rows[:, 14] >= _SURE).any():
+            others = [self._draw(self.picture, side / long) for side in _OTHERS]
+            for other in others:
+                if not 0.8 < other.shape[1] / fine.shape[1] < 1.25:
+                    rows = torch.cat([rows, (yield from self._look(other, [0]))])
+        _give_back((self.height, self.width))
+        return (yield from self._confirm(_distinct(rows)))
+
+    def follow(self, poses: Sequence[Pose]) -> Steps[list[Pose | None]]:
+        """Faces of the picture before, each looked for around where it was; None for what is not
+        seen there, or only where another face is."""
+        old = [replace(pose, score=0.0) for pose in poses]  # what counts is what this picture shows
+        new = yield from self._look_closer(old)
+        moves = [distance(pose, before) for pose, before in zip(new, old, strict=True)]
+        followed: list[Pose | None] = [None] * len(old)
+        for index in sorted(range(len(old)), key=moves.__getitem__):
+            others = [other for other in followed if other]
+            if new[index].score >= self.limits.min_score and not _is_among(new[index], others):
+                followed[index] = new[index]
+        return followed
+
+    def _draw(self, like: Tensor, scale: float) -> Tensor:
+        """The picture at a scale, made of one that is drawn already."""
+        scale = min(scale, _MAX_UPSCALE)
+        size = [max(1, round(length * scale)) for length in (self.height, self.width)]
+        if list(like.shape[1:]) == size:
+            return like
+        return F.interpolate(like[None], size=size, mode="bilinear", antialias=True)[0]
+
+    def _look(self, drawn: Tensor, quarters: Sequence[int], border: int = 0) -> Steps[Tensor]:
+        """What is seen of the picture as it is drawn when it is turned anticlockwise by quarters,
+        in a gray border; (n, 16) as ``YuNet`` has it, in the picture's pixels, and the quarters."""
+        views, corners = [], []
+        height, width = drawn.shape[1:]
+        square = -(-(max(height, width) + 2 * border) // 32) * 32  # of one size at all quarters
+        for quarter in quarters:
+            turned = torch.rot90(drawn, quarter, (1, 2))
+            if border:
+                down, right = (square - border - length for length in turned.shape[1:])
+                turned = F.pad(turned, (border, right, border, down), value=128)
+            for top in range(0, max(1, turned.shape[1] - _OVERLAP), _TILE - _OVERLAP):
+                for left in range(0, max(1, turned.shape[2] - _OVERLAP), _TILE - _OVERLAP):
+                    tile = turned[:, top : top + _TILE, left : left + _TILE]
+                    down, right = (0 if border else -n % _STEP for n in tile.shape[1:])
+                    views.append(F.pad(tile, (0, right, 0, down)))
+                    corners.append((quarter, left - border, top - border))
+        found = []
+        for rows, (quarter, left, top) in zip((yield views), corners, strict=True):
+            x, y = rows[:, 0:14:2] + left, rows[:, 1:14:2] + top
+            x, y = ((x, y), (width - y, x), (width - x, height - y), (y, height - x))[quarter]
+            points = torch.stack([x * (self.width / width), y * (self.height / height)], 2)
+            scores = rows[:, 14:] - _TURNED * (quarter > 0)
+            parts = *points[:, :2].aminmax(dim=1), points[:, 2:].flatten(1), scores
+            found.append(F.pad(torch.cat(parts, 1), (0, 1), value=quarter))
+        return torch.cat(found)
+
+    def _confirm(self, rows: Tensor) -> Steps[list[Pose]]:
+        """Those of some sightings that are faces when they are looked at from close by."""
+        rows = rows[(rows[:, 2:4] - rows[:, :2]).amax(1) >= _NEARLY * self.min_size]
+        sightings = [Pose.read(row).upright(_FOLLOWED) for row in rows]
+        sightings = [pose for pose in sightings if not _is_among(pose, self.known)]
+        sightings.sort(key=Pose.rank, reverse=True)
+        found: list[Pose] = []
+        for start in range(0, len(sightings), _FIRST):
+            for pose in (yield from self._look_closer(sightings[start : start + _FIRST])):
+                large = bool((pose.box[2:] - pose.box[:2] >= self.min_size).any())
+                sure = large and pose.score >= self.limits.min_score
+                if sure and not _is_among(pose, [*self.known, *found]):
+                    found.append(pose)
+            if len(found) >= (self.limits.max_faces or math.inf):
+                break
+        return sorted(found, key=Pose.rank, reverse=True)[: self.limits.max_faces]
+
+    def _look_closer(self, poses: Sequence[Pose]) -> Steps[list[Pose]]:
+        """The poses as they are seen from close by."""
+        closer = yield from self._look_close(poses)
+        turns = [pose.roll - old.roll for pose, old in zip(closer, poses, strict=True)]
+        rolled = [i for i, turn in enumerate(turns) if abs(math.remainder(turn, 360)) > _LEVEL]
+        again = yield from self._look_close([closer[i] for i in rolled])
+        for index, pose in zip(rolled, again, strict=True):
+            closer[index] = pose
+        return closer
+
+    def _look_close(self, poses: Sequence[Pose]) -> Steps[list[Pose]]:
+        """The means of what is seen in the close views of some faces; those that are not seen
+        again as they were."""
+        if not poses:
+            return []
+        views = []
+        for pose in poses:
+            side = _CLOSE_VIEW * max(pose.side / _CLOSE_FACE, 1 / _MAX_UPSCALE)
+            for roll in (pose.roll + tilt for tilt in _TILTS):
+                view = cut_view(self.picture, pose.middle, roll, side, _CLOSE_VIEW, smooth=False)
+                views.append(view)
+        seen = yield [view for view, _ in views]
+        looks = iter(zip(seen, views, strict=True))
+        closer = []
+        for pose in poses:
+            near = []
+            for rows, (_, matrix) in islice(looks, len(_TILTS)):
+                found = [Pose.read(row, matrix) for row in rows]
+                near += sorted(found, key=lambda look: distance(look, pose))[:1]
+            near = [look for look in near if distance(look, pose) < _SAME]
+            closer.append(pose.seen_as(near, _FOLLOWED_CLOSE) if near else pose)
+        return closer
+
+
+def _cover(first: Tensor, second: Tensor) -> Tensor:
+    """How much of the smaller of two boxes is in the other: (n, 4) and (m, 4) to (n, m)."""
+    common, areas, others = measure_overlap(first, second)
+    return common / torch.minimum(areas, others)
+
+
+def _distinct(rows: Tensor) -> Tensor:
+    """Those of some rows, with their quarter turns, that are of different faces, the best score
+    first."""
+    rows = best_first(rows)
+    alike = torch.where(rows[:, None, 15] == rows[:, 15], _SAME_BOX, _SAME_TURNED)
+    return rows[first_of_each(_cover(rows, rows) >= alike)]
+
+
+def _is_among(pose: Pose, others: Sequence[Pose]) -> bool:
+    """Whether one of the others is near to a face, or lies in it, or it in the other."""
+    if not others:
+        return False
+    covers = _cover(pose.square[None], torch.stack([other.square for other in others]))
+    return bool(covers.max() >= _SAME_BOX) or any(distance(pose, o) < _SAME for o in others)
+
+
+_sizes = set[tuple[int, int]]()  # of the pictures that were searched since memory was given back
+
+
+def _give_back(size: tuple[int, int]) -> None:
+    """Tensors of ever new sizes leave holes in glibc's heap that the next do not fit, so it grows.
+    After every eighth size its free pages go back to the system; other systems see to it."""
+    _sizes.add(size)
+    if len(_sizes) >= 8:
+        _sizes.clear()
+        with suppress(AttributeError, OSError, TypeError):
+            ctypes.CDLL(None).malloc_trim(0)
