@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 from argparse import Namespace
 from functools import partial
-from itertools import groupby
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
+import _pages
 import benchmark
 import pytest
 import torch
-from conftest import lively
+from _photos import FIRST, MANY, read_photos
+from conftest import ROOT, lively
 
-from ferfacenet import ImprovedVGG19, load_pretrained, predict_proba, save_pretrained
+from ferfacenet import ImprovedVGG19, detect_faces, load_pretrained, predict_proba, save_pretrained
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +75,58 @@ def test_a_video_is_timed(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(benchmark, "ROUNDS", 1)
     (row,) = run("video")["video"]
     assert row["frames_per_second"] > 1 and row["times_decoding"] > 1
+
+
+def test_photos_are_timed_beside_those_of_another_revision(
+    run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not (ROOT / ".git").exists():
+        pytest.skip("needs a checkout by git")
+    with pytest.raises(SystemExit, match="no-such"):
+        run("photos", "--against", "no-such")
+
+    def draw(folder: Path, count: int) -> dict[str, list[str]]:
+        cases = draw_photos(folder, count)
+        found = [len(detect_faces(files[0])) for files in islice(cases.values(), 5)]
+        assert found == [1, 2, 1, 12, 0], "each photo shows what its name says"
+        return {name: cases[name] for name in (FIRST, MANY)}  # the others take long
+
+    draw_photos = benchmark.draw_photos
+    monkeypatch.setattr(benchmark, "draw_photos", draw)
+    monkeypatch.setattr(benchmark, "FRAMES", 3)
+    monkeypatch.setattr(benchmark, "ROUNDS", 1)
+    report = run("photos", "--against", "HEAD")
+    rows = {(row["package"], row["case"]): row for row in report["photos"]}
+    (other,) = {package for package, _ in rows} - {"ferfacenet", "fer"}
+    cases = [case for package, case in rows if package == other]
+    assert len(cases) == 4
+    for case in cases:
+        ours, theirs = rows["ferfacenet", case], rows[other, case]
+        assert theirs["ratio"] == pytest.approx(ours["ms"] / theirs["ms"], rel=0.005)
+        assert theirs["cpu_ratio"] == pytest.approx(ours["cpu_ms"] / theirs["cpu_ms"], rel=0.005)
+    for package in ("ferfacenet", other):
+        photo, first = rows[package, FIRST], rows[package, cases[-1]]
+        assert photo["faces"] == first["faces"] == 2 and first["ms"] > photo["ms"]
+        assert all(photo["shares"].values()) and sum(photo["shares"].values()) <= 1
+        assert first["peak_mib"] > 100
+    monkeypatch.setattr(_pages, "read", lambda _: report)
+    assert _pages.photo_speed().count("\n| ") == len(cases)
+
+
+def test_several_photos_are_one_call_where_that_is_possible() -> None:
+    asked: list[Any] = []
+
+    def one(model: None, image: str) -> list[str]:
+        return [image]
+
+    def many(model: None, images: Any) -> Any:
+        asked.append(images)
+        return [images] if isinstance(images, str) else ([image] for image in images)
+
+    for call in (one, many):
+        assert read_photos(call, None, ["a"]) == [["a"]]
+        assert read_photos(call, None, ["a", "b"]) == [["a"], ["b"]]
+    assert asked == ["a", ["a", "b"]]
 
 
 def test_calls_that_are_compared_take_turns(weights: str) -> None:

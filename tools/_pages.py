@@ -355,11 +355,37 @@ def speed_line() -> str:
     )
 
 
+def photo_speed() -> str:
+    def times(of: dict[str, Any]) -> str:
+        memory = f", {of['peak_mib']} MiB" if "peak_mib" in of else ""
+        return f"{of['ms']:.0f} ({of['cpu_ms']:.0f}){memory}"
+
+    found = read("benchmark.json")
+    cases: dict[str, dict[str, dict[str, Any]]] = {}
+    for of in found.get("photos", []):
+        cases.setdefault(of["case"], {})[of["package"]] = of
+    others = list(next(iter(cases.values()), {}))[1:]
+    heads = [head for name in others for head in (f"{name}, ms", "ours to that")]
+    rows: list[tuple[Any, ...]] = [
+        ("wall clock (CPU time)", "`fer2013-small`, ms", *heads,
+         "% decoding, search, framing, reading")
+    ]  # fmt: skip
+    for case, by in cases.items():
+        ours = by["ferfacenet"]
+        cells = [times(ours)]
+        for of in map(by.__getitem__, others):
+            cells += [times(of), f"{of['ratio']:.2f} ({of['cpu_ratio']:.2f})"]
+        shares = ", ".join(percent(share, 0) for share in ours.get("shares", {}).values())
+        rows.append((case, *cells, shares))
+    return f"{table(*rows)}\n\n{machine(found)}."
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
     "results": results, "ferplus": ferplus, "compare": compare, "weights": weights,
     "views": views, "classes": classes, "confusion": confusion, "ckplus": ckplus,
     "tables": tables, "faces": faces, "photos": photos, "readings": readings, "tried": tried,
     "widths": widths, "speed": speed, "speed-line": speed_line,
+    "photo-speed": photo_speed,
 }  # fmt: skip
 
 

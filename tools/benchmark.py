@@ -1,8 +1,9 @@
 """Times the package: beside plain PyTorch, by view mode, beside other packages, and in training.
 
-  python tools/benchmark.py                    # all sections, three minutes on two cores
+  python tools/benchmark.py                    # all sections, six minutes on two cores
   python tools/benchmark.py forward train --device cuda --out gpu.json
   python tools/benchmark.py tta peers --data fer2013.csv
+  python tools/benchmark.py photos --against HEAD~1
 
 sections:
   forward     the network alone on 1, 2, 10 and 128 views: model(x), and what predict_proba uses
@@ -11,6 +12,9 @@ sections:
   detector    the search's network on a picture of 640x480, beside OpenCV's YuNet, on a CPU
   video       predict_video's frames a second of 640x480 with one face that moves, searches and
               smoothing included, and how many times as long as decoding alone it takes
+  photos      predict_faces's time for photos of several kinds and for a list of them, a video's
+              frame and a process's first photo, beside fer, if that is installed, and, --against
+              another revision, what that takes; and where the time goes
   peers       its time for single crops beside other packages', those installed of onnxruntime
               and fer
   train       images a second of tools/train.py, recipe "release"; on a GPU also the share of what
@@ -26,24 +30,30 @@ from __future__ import annotations
 import argparse
 import copy
 import importlib.resources
+import importlib.util
 import json
-import math
+import os
 import platform
 import re
+import shutil
+import subprocess
+import sys
 import tempfile
+import time
 import warnings
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from _fer2013 import VOTES, Faces, load
+from _photos import FIRST, draw_frames, draw_photos
 from _trainer import Trainer
-from PIL import Image
 from torch.utils.benchmark import Compare, Measurement, Timer
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
@@ -77,6 +87,7 @@ class Bench:
         self.device = torch.device(options.device)
         self.models = {name: load_pretrained(name, device=self.device) for name in options.weights}
         self.public = load(options.data).split("PublicTest") if options.data else None
+        self.options = options
         self.timed: list[Measurement] = []
 
     def time(self, title: str, row: str, calls: Mapping[str, Callable[[], object]]) -> Row:
@@ -181,24 +192,15 @@ def time_detector(bench: Bench) -> list[Row]:
     return [bench.time("detector", "640x480", calls)]
 
 
-def make_video(path: Path) -> None:
-    """A portrait that goes and turns a little from side to side, 25 frames a second."""
-    with Image.open(PHOTO) as photo, VideoWriter(path) as writer:
-        for index in range(FRAMES):
-            swing = math.sin(index / 12)
-            frame = Image.new("RGB", (640, 480), (90, 120, 150))
-            turned = photo.convert("RGB").rotate(8 * swing, Image.Resampling.BILINEAR)
-            frame.paste(turned, (60 + round(50 * swing), -20))
-            writer.write(np.asarray(frame), index / 25)
-
-
 def time_video(bench: Bench) -> list[Row]:
     def consume(make: Callable[[], Iterable[Any]]) -> None:
         deque(make(), maxlen=0)
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "portrait.mp4"
-        make_video(path)
+        with VideoWriter(path) as writer:
+            for index, frame in enumerate(draw_frames(FRAMES)):
+                writer.write(np.asarray(frame), index / 25)
         calls = {"decoding": partial(consume, partial(read_frames, path))}
         for name, model in bench.models.items():
             calls[name] = partial(consume, partial(predict_video, model, path))
@@ -211,6 +213,66 @@ def time_video(bench: Bench) -> list[Row]:
         }
         for name in bench.models
     ]
+
+
+def check_out(revision: str, folder: Path) -> tuple[str, Path]:
+    """A revision's short name, and a new folder with the package as it was then."""
+    git = ["git", "-C", str(ROOT)]
+    asked = [*git, "rev-parse", "--short", f"{revision}^{{commit}}"]
+    found = subprocess.run(asked, capture_output=True, text=True)
+    if found.returncode:
+        sys.exit(f"--against {revision}: {found.stderr.strip()}")
+    name, packed = found.stdout.strip(), folder / "revision.zip"
+    subprocess.run([*git, "archive", "-o", str(packed), name, "ferfacenet"], check=True)
+    shutil.unpack_archive(packed, folder / name)
+    return name, folder / name
+
+
+def ask(tree: str | Path, **job: Any) -> list[Row]:
+    """What a new process of ``_photos.py`` says of ferfacenet in a folder, or of fer."""
+    path = os.pathsep.join([str(tree), *filter(None, [os.environ.get("PYTHONPATH")])])
+    worker, told = ROOT / "tools" / "_photos.py", json.dumps({"tree": str(tree), **job})
+    done = subprocess.run(
+        [sys.executable, worker, told], env=os.environ | {"PYTHONPATH": path},
+        stdout=subprocess.PIPE, text=True, check=True,
+    )  # fmt: skip
+    return list(json.loads(done.stdout.splitlines()[-1]))
+
+
+def time_photos(bench: Bench) -> list[Row]:
+    """Ours, the other revision and fer take turns, each in a new process; a ratio is our time to
+    theirs, the median over the turns."""
+    taken: dict[tuple[str, str], list[Row]] = defaultdict(list)
+    trees: dict[str, str | Path] = {"ferfacenet": ROOT}
+    with tempfile.TemporaryDirectory() as name:
+        if bench.options.against:
+            trees.update([check_out(bench.options.against, Path(name))])
+        if importlib.util.find_spec("fer"):
+            trees["fer"] = "fer"
+        else:
+            tqdm.write("fer is left out: it is not installed")
+        cases = draw_photos(Path(name), bench.largest)
+        settings = {"cases": cases, "frames": FRAMES, "seconds": bench.seconds / ROUNDS}
+        for turn in range(ROUNDS):
+            for package, tree in trees.items():
+                found = ask(tree, **settings, explained=turn == 0 and package != "fer")
+                found += ask(tree, photo=cases[FIRST][0], started=time.time())
+                for row in found:
+                    taken[row["case"], package].append(row)
+    rows: list[Row] = []
+    for (case, package), turns in taken.items():
+        if calls := turns[0].pop("calls", ""):
+            tqdm.write(f"\n{case}, {package}: {calls}")
+        row = {"case": case, "package": package, **turns[0]}
+        for key in ("ms", "cpu_ms"):
+            row[key] = round(median(turn[key] for turn in turns), 2)
+            if package != "ferfacenet":
+                pairs = zip(taken[case, "ferfacenet"], turns, strict=True)
+                ratios = [own[key] / other[key] for own, other in pairs]
+                row[key.replace("ms", "ratio")] = round(median(ratios), 3)
+        rows.append(row)
+    tqdm.write("\n".join(map(str, rows)))
+    return rows
 
 
 def make_onnxruntime(model: ImprovedVGG19) -> Reader:
@@ -308,6 +370,7 @@ SECTIONS: dict[str, Callable[[Bench], list[Row]]] = {
     "tta": time_tta,
     "detector": time_detector,
     "video": time_video,
+    "photos": time_photos,
     "peers": time_peers,
     "train": time_train,
 }
@@ -337,8 +400,9 @@ def main(arguments: list[str] | None = None) -> None:
         help="registered names or folders (%(default)s)")
     add("--device", default="cpu", help="cpu or cuda (%(default)s)")
     add("--data", type=Path, help="FER2013, as tools/train.py takes it, for accuracies")
+    add("--against", metavar="REV", help="a revision in git that photos are read by as well")
     add("--seconds", type=float, default=1.0, help="at least so long for a call (%(default)s)")
-    add("--largest", type=int, default=128, help="views in the largest batch (%(default)s)")
+    add("--largest", type=int, default=128, help="views in the largest batch, photos in a list")
     add("--out", type=Path, default=ROOT / "docs" / "results" / "benchmark.json")
     # fmt: on
     options = parser.parse_args(arguments)
