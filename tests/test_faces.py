@@ -14,9 +14,10 @@ import torch
 from conftest import PHOTO, PORTRAITS, run
 from PIL import Image
 
-from ferfacenet import DetectedFace, detect_faces, preprocess
+from ferfacenet import DetectedFace, detect_faces, images, preprocess
 from ferfacenet.faces.search import Search
 from ferfacenet.faces.yunet import detect
+from ferfacenet.images import decode, open_photo
 
 HEAD = (135, 35, 315, 215)  # a square of the photo about the face, which is half as wide
 Array = np.ndarray[Any, Any]
@@ -194,6 +195,30 @@ def test_a_big_face_and_small_ones_in_a_big_photo(head: Image.Image) -> None:
     detail = np.tile([[60, -60], [-60, 60]], (2000, 3000))
     (face,) = detect_faces((np.asarray(big) + detail).clip(0, 255).astype(np.uint8))
     assert (face.crop - small.crop).abs().mean() < 0.07, "what is finer than the crop shows in it"
+
+
+@pytest.mark.parametrize(("kind", "size"), [("JPEG", 900), ("JPEG", 150), ("MPO", 900)])
+def test_a_large_jpeg_is_decoded_as_small_as_its_faces_allow(
+    kind: str, size: int, head: Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At half of its size, and once more as it is if a face would be too small for its crop."""
+    drawn = Image.new("RGB", (3000, 4000), (120, 120, 120))
+    drawn.paste(head.resize((size, size)), (1500, 900))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    buffer = io.BytesIO()
+    drawn.rotate(90, expand=True).save(buffer, kind, quality=95, exif=exif)
+    photo, whole = open_photo(buffer.getvalue(), 10**6), decode(buffer)
+    assert photo.pixels.shape == (3, 2000, 1500) and photo.scale == 2
+    assert torch.equal(photo.whole(), whole) and whole.shape == (3, 4000, 3000)
+    decoded = []
+    monkeypatch.setattr(images, "decode", lambda data: decoded.append(decode(data)) or decoded[0])
+    (face,), (same,) = detect_faces(buffer), detect_faces(whole)
+    assert len(decoded) == (size < 200)
+    assert face.box == pytest.approx(same.box, abs=0.03 * size)
+    assert (face.landmarks - same.landmarks).abs().max() < 0.03 * size
+    assert close(face, same)
+    assert open_photo(drawn, 10**6).scale == open_photo(buffer).scale == 1
 
 
 def test_min_size_says_how_far_a_huge_picture_is_searched() -> None:

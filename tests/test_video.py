@@ -29,7 +29,7 @@ def test_each_frame_is_read_as_a_photo_is(clip: Path, model: ImprovedVGG19) -> N
         (face,), (photo,) = frame.faces, predict_faces(model, frame.image)
         side = photo.box[2] - photo.box[0]
         assert face.track == 1 and face.box == pytest.approx(photo.box, abs=0.1 * side)
-        assert (face.landmarks - photo.landmarks).abs().max() < 0.03 * side
+        assert (face.landmarks - photo.landmarks).abs().max() < 0.05 * side
         assert (face.crop - photo.crop).abs().mean() < 0.07
         assert face.probabilities == face.raw
         assert sum(face.raw.values()) == pytest.approx(1, abs=1e-5)

@@ -28,13 +28,13 @@ Steps: TypeAlias = Generator[list[Tensor], list[Tensor], T]
 
 # A sighting whose score is too low by no more than this is a face if a closer look shows a better.
 _WEAKER = 0.2
-# What is seen with _SURE is a face if it is seen again from close by, with _EVIDENT also if not, and
-# with _UPRIGHT it stands upright: so well YuNet sees the best face of 93 % of photos, and of 1 %
-# that are upside down. What is turned by quarters has to be seen better than upright by _TURNED.
+# A face seen with _SURE has to be seen again from close by, with _EVIDENT it need not, and one with
+# _UPRIGHT is upright: so well YuNet sees the best face of 93 % of photos, and of 1 % of them when
+# they are upside down. One turned by quarters has to be seen better than an upright one by _TURNED.
 _SURE, _EVIDENT, _UPRIGHT, _TURNED = 0.6, 0.8, 0.91, 0.02
 
-# A picture is searched at a scale at which its smallest faces are SMALLEST pixels large, which YuNet
-# sees nearly always, but at a long side of at least _LEAST. Where it is longer than _WHOLE, from
+# A picture is searched at a scale at which its smallest faces are SMALLEST pixels large, which are
+# seen nearly always, but at a long side of at least _LEAST. Where it is longer than _WHOLE, from
 # which on it sees faces worse that fill the picture, it is first searched in small, at _SMALL; and
 # so it is in quarter turns, if nobody is upright for sure. Where nothing is sure by then, long
 # sides of _OTHERS may show it.
@@ -119,7 +119,7 @@ class Search:
         """Faces of the picture before, each looked for around where it was; None for what is not
         seen there, or only where another face is."""
         old = [replace(pose, score=0.0) for pose in poses]  # what counts is what this picture shows
-        new = yield from self._look_closer(old)
+        new = yield from self._look_closer(old, (0.0,))  # the next picture shows them once more
         moves = [distance(pose, before) for pose, before in zip(new, old, strict=True)]
         followed: list[Pose | None] = [None] * len(old)
         for index in sorted(range(len(old)), key=moves.__getitem__):
@@ -183,17 +183,19 @@ class Search:
                 break
         return sorted(found, key=Pose.rank, reverse=True)[: self.limits.max_faces]
 
-    def _look_closer(self, poses: Sequence[Pose]) -> Steps[list[Pose]]:
-        """The poses as they are seen from close by."""
-        closer = yield from self._look_close(poses)
+    def _look_closer(
+        self, poses: Sequence[Pose], tilts: Sequence[float] = _TILTS
+    ) -> Steps[list[Pose]]:
+        """The poses as they are seen from close by, in views tilted by so many degrees."""
+        closer = yield from self._look_close(poses, tilts)
         turns = [pose.roll - old.roll for pose, old in zip(closer, poses, strict=True)]
         rolled = [i for i, turn in enumerate(turns) if abs(math.remainder(turn, 360)) > _LEVEL]
-        again = yield from self._look_close([closer[i] for i in rolled])
+        again = yield from self._look_close([closer[i] for i in rolled], tilts)
         for index, pose in zip(rolled, again, strict=True):
             closer[index] = pose
         return closer
 
-    def _look_close(self, poses: Sequence[Pose]) -> Steps[list[Pose]]:
+    def _look_close(self, poses: Sequence[Pose], tilts: Sequence[float]) -> Steps[list[Pose]]:
         """The means of what is seen in the close views of some faces; those that are not seen
         again as they were."""
         if not poses:
@@ -201,7 +203,7 @@ class Search:
         views = []
         for pose in poses:
             side = _CLOSE_VIEW * max(pose.side / _CLOSE_FACE, 1 / _MAX_UPSCALE)
-            for roll in (pose.roll + tilt for tilt in _TILTS):
+            for roll in (pose.roll + tilt for tilt in tilts):
                 view = cut_view(self.picture, pose.middle, roll, side, _CLOSE_VIEW, smooth=False)
                 views.append(view)
         seen = yield [view for view, _ in views]
@@ -209,7 +211,7 @@ class Search:
         closer = []
         for pose in poses:
             near = []
-            for rows, (_, matrix) in islice(looks, len(_TILTS)):
+            for rows, (_, matrix) in islice(looks, len(tilts)):
                 found = [Pose.read(row, matrix) for row in rows]
                 near += sorted(found, key=lambda look: distance(look, pose))[:1]
             near = [look for look in near if distance(look, pose) < _SAME]

@@ -60,20 +60,22 @@ class YuNet(nn.Module):
         for level in (1, 0):
             x = self.laterals[level](maps[level] + F.interpolate(x, scale_factor=2.0))
             maps[level] = x
-        outputs = zip(maps, self.heads, _STRIDES, strict=True)
-        return torch.cat([_decode(head(x), stride) for x, head, stride in outputs], 1)
+        return _decode([head(x) for head, x in zip(self.heads, maps, strict=True)])
 
 
-def _decode(x: Tensor, stride: int) -> Tensor:
-    """(N, 16, h, w) of one stride to (N, h * w, 15), in pixels."""
-    height, width = x.shape[-2:]
-    axes = torch.arange(width, device=x.device), torch.arange(height, device=x.device)
-    corner = torch.stack(torch.meshgrid(*axes, indexing="xy"), -1).flatten(0, 1)
-    x = x.flatten(2).transpose(1, 2)
+def _decode(maps: list[Tensor]) -> Tensor:
+    """(N, 16, h, w) of each stride to (N, A, 15), in pixels."""
+    corners, strides = [], []
+    for x, stride in zip(maps, _STRIDES, strict=True):
+        axes = (torch.arange(length, device=x.device) for length in (x.shape[3], x.shape[2]))
+        corners.append(torch.stack(torch.meshgrid(*axes, indexing="xy"), -1).flatten(0, 1))
+        strides.append(torch.full_like(corners[-1][:, :1], stride))
+    corner = torch.cat(corners)
+    x = torch.cat([x.flatten(2) for x in maps], 2).transpose(1, 2)
     scores = x[..., :2].sigmoid().prod(-1, keepdim=True).sqrt()
     middles, halves = x[..., 2:4] + corner, x[..., 4:6].exp() / 2
     landmarks = x[..., 6:] + corner.repeat(1, 5)
-    places = torch.cat([middles - halves, middles + halves, landmarks], -1) * stride
+    places = torch.cat([middles - halves, middles + halves, landmarks], -1) * torch.cat(strides)
     return torch.cat([places, scores], -1)
 
 
@@ -112,8 +114,8 @@ def detect(
         for part in (indices[i : i + step] for i in range(0, len(indices), step)):
             places = _look_at(torch.stack([views[index] for index in part]), device)
             for index, seen in zip(part, places, strict=True):
-                seen = seen[(seen[:, 14] >= min_score) & seen.isfinite().all(1)]
-                seen = best_first(seen)
+                seen = seen[seen[:, 14] >= min_score]
+                seen = best_first(seen[seen.isfinite().all(1)])
                 found[index] = seen[first_of_each(_overlap(seen) > _ECHO)]
     return [found[index] for index in range(len(views))]
 
