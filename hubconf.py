@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any
 
     from torch import Tensor
 
-    from ferfacenet import Face, ImprovedVGG19
+    from ferfacenet import ImprovedVGG19
 
 dependencies = ["torch", "torchvision", "numpy", "PIL", "safetensors"]
 
@@ -63,12 +64,13 @@ def predict_proba() -> Callable[..., Tensor]:
     return predict_proba
 
 
-def predict_faces() -> Callable[..., list[Face]]:
-    """The function that reads every face of a photo.
+def predict_faces() -> Callable[..., Any]:
+    """The function that reads every face of a photo, or of each of many.
 
     Returns:
         ``ferfacenet.predict_faces``: ``predict_faces(model, image)`` returns a list of faces with
-        ``box``, ``label``, ``confidence`` and ``probabilities``; an empty one if there are none.
+        ``box``, ``label``, ``confidence`` and ``probabilities``; an empty one if there are none. Of
+        an iterable of images, a generator of such lists.
     """
     from ferfacenet import predict_faces
 

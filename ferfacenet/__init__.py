@@ -13,8 +13,9 @@ if TYPE_CHECKING:
     from ferfacenet.faces import detect_faces
     from ferfacenet.faces.types import DetectedFace, Face, TrackedFace
     from ferfacenet.hub import list_pretrained, load_pretrained
-    from ferfacenet.inference import predict_faces, predict_proba, preprocess
+    from ferfacenet.inference import predict_proba, preprocess
     from ferfacenet.model import ImprovedVGG19
+    from ferfacenet.photos import predict_faces
     from ferfacenet.plots import draw_faces, plot_faces
     from ferfacenet.video.tracker import FaceTracker, VideoFrame, predict_video
     from ferfacenet.weights import WeightsError, save_pretrained
@@ -32,8 +33,9 @@ _HOMES = {
     "faces": ("detect_faces",),
     "faces.types": ("DetectedFace", "Face", "TrackedFace"),
     "hub": ("list_pretrained", "load_pretrained"),
-    "inference": ("predict_faces", "predict_proba", "preprocess"),
+    "inference": ("predict_proba", "preprocess"),
     "model": ("ImprovedVGG19",),
+    "photos": ("predict_faces",),
     "plots": ("draw_faces", "plot_faces"),
     "video.tracker": ("FaceTracker", "VideoFrame", "predict_video"),
     "weights": ("WeightsError", "save_pretrained"),

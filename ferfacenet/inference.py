@@ -1,32 +1,29 @@
-"""preprocess, predict_proba and predict_faces: images in, expressions out."""
+"""preprocess and predict_proba: images of one face each in, probabilities out."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager, nullcontext
-from itertools import islice
+from functools import partial
+from itertools import chain, islice
 from typing import Any, Literal, TypeAlias, get_args
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ferfacenet.faces import enough_pixels, find_faces
 from ferfacenet.faces.framing import SMALL_CROP
-from ferfacenet.faces.types import MIN_SCORE, DetectedFace, Face, Limits
+from ferfacenet.faces.types import DetectedFace, Limits
 from ferfacenet.fast import Precision, fast_forward
-from ferfacenet.images import FLOAT_SLACK, Image, named, open_photo
-from ferfacenet.model import ImprovedVGG19, unwrap
+from ferfacenet.images import FLOAT_SLACK, Image, Photo, named, open_photo
+from ferfacenet.model import unwrap
+from ferfacenet.reading import Errors, attempt, is_one, result, search_ahead
 from ferfacenet.threads import evaluating
 from ferfacenet.transforms import BLANK, CROP, SIZE, TTA, VIEW_COUNTS, take_centre, views
 
 Align: TypeAlias = Literal["auto", True, False]
-Errors: TypeAlias = Literal["raise", "coerce"]
 
-# Threads that prepare images while the model is busy with the ones before.
-_WORKERS = min(16, 2 * (os.cpu_count() or 1))
+_FIRST = Limits(max_faces=1)
 
 
 def preprocess(image: Image, *, align: Align = "auto") -> Tensor:
@@ -65,17 +62,34 @@ def preprocess(image: Image, *, align: Align = "auto") -> Tensor:
         OSError: the file cannot be opened.
         TypeError: ``image`` is none of the above.
     """
-    _check("align", align, get_args(Align))
-    limits = Limits(max_faces=1)
-    photo = open_photo(image, enough_pixels(limits) if align else None)
-    height, width = photo.pixels.shape[-2:]
+    check("align", align, get_args(Align))
+    photo = open_photo(image, enough_pixels(_FIRST) if align else None)
+    (faces,) = _find_first([photo], align)
+    return _take_crop(image, photo, faces)
+
+
+def _find_first(photos: Sequence[Photo], align: Align) -> list[list[DetectedFace] | None]:
+    """The first face of each picture, if it has one; None for one whose centre is taken."""
+    sizes = [photo.pixels.shape[-2:] for photo in photos]
+    whole = [not align or (align == "auto" and h == w <= SMALL_CROP) for h, w in sizes]
+    searched = [photo for photo, centre in zip(photos, whole, strict=True) if not centre]
+    keep_crops, device = align == "auto", torch.device("cpu")
+    found = iter(find_faces(searched, _FIRST, device, keep_crops) if searched else ())
+    return [None if centre else next(found) for centre in whole]
+
+
+def _take_crop(image: Image, photo: Photo, faces: Sequence[DetectedFace] | None) -> Tensor:
     with named(image):
-        if not align or (align == "auto" and height == width <= SMALL_CROP):
+        if faces is None:
             return take_centre(photo.pixels)
-        (faces,) = find_faces([photo], limits, torch.device("cpu"), keep_crops=align == "auto")
         if not faces:
             raise ValueError("no face found; align=False would take its centre square")
         return faces[0].crop
+
+
+def _crop_all(opened: Sequence[tuple[Image, Photo]], align: Align) -> list[Tensor | Exception]:
+    found = _find_first([photo for _, photo in opened], align)
+    return [attempt(_take_crop, *one, faces) for one, faces in zip(opened, found, strict=True)]
 
 
 def predict_proba(
@@ -128,8 +142,8 @@ def predict_proba(
     model = check_reading(model, tta, precision)
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
         raise ValueError(f"batch_size must be an integer of at least 1, got {batch_size!r}")
-    _check("errors", errors, get_args(Errors))
-    _check("align", align, get_args(Align))  # or else a coerced error of every image
+    check("errors", errors, get_args(Errors))
+    check("align", align, get_args(Align))  # or else a coerced error of every image
     rows = []
     batches = _prepare(images, align, errors, max(1, batch_size // VIEW_COUNTS[tta]))
     with torch.no_grad(), closing(batches), _forward(model, precision) as forward:
@@ -147,66 +161,12 @@ def predict_proba(
         return torch.cat(rows)
 
 
-def predict_faces(
-    model: nn.Module,
-    image: Image,
-    *,
-    tta: TTA | None = "flip",
-    min_size: float | None = None,
-    min_score: float = MIN_SCORE,
-    max_faces: int | None = None,
-    precision: Precision = "auto",
-) -> list[Face]:
-    """Every face of a photo, read: found and framed as by ``detect_faces``, on the model's
-    device, and labelled as by ``predict_proba``, whose arguments these are and whose errors it
-    raises.
-
-    Returns:
-        The faces by score times the square root of the area, the greatest first, each with its
-        ``label``, ``confidence`` and ``probabilities``; an empty list if there are none.
-    """
-    model = check_reading(model, tta, precision)
-    limits = Limits(min_size, min_score, max_faces)
-    photo = open_photo(image, enough_pixels(limits))
-    (faces,) = find_faces([photo], limits, device_of(model))
-    return read_faces(model, faces, tta, precision)
-
-
-def device_of(model: nn.Module) -> torch.device:
-    """Where the model is; the CPU if it has no parameters."""
-    return next(model.parameters(), torch.zeros(0, device="cpu")).device
-
-
-def read_faces(
-    model: nn.Module, faces: Sequence[DetectedFace], tta: TTA | None, precision: Precision = "auto"
-) -> list[Face]:
-    """The faces, of one photo or several, with what the model reads in them."""
-    if not faces:
-        return []
-    crops = torch.stack([face.crop for face in faces])
-    rows = predict_proba(model, crops, tta=tta, precision=precision).tolist()
-    model, read = unwrap(model), []
-    names = getattr(model, "categories", None)
-    if names is None and not isinstance(model, ImprovedVGG19):
-        names = [str(index) for index in range(len(rows[0]))]
-    if names is None or len(names) != len(rows[0]):
-        raise ValueError(
-            f"model.categories is {names}, and the model has {len(rows[0])} outputs: name each"
-        )
-    for face, row in zip(faces, rows, strict=True):
-        chances = dict(zip(names, row, strict=True))
-        label = max(chances, key=chances.__getitem__)
-        parts = face.box, face.landmarks, face.score, face.crop
-        read.append(Face(*parts, label, chances[label], chances))
-    return read
-
-
 def check_reading(model: object, tta: object, precision: object) -> nn.Module:
     """The model out of what it is wrapped in, or the errors of ``predict_proba`` about these."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    _check("tta", tta, tuple(VIEW_COUNTS))
-    _check("precision", precision, get_args(Precision))
+    check("tta", tta, tuple(VIEW_COUNTS))
+    check("precision", precision, get_args(Precision))
     model = unwrap(model)
     if any(parameter.is_meta for parameter in model.parameters()):
         raise ValueError(
@@ -216,7 +176,7 @@ def check_reading(model: object, tta: object, precision: object) -> nn.Module:
     return model
 
 
-def _check(name: str, value: object, allowed: tuple[object, ...]) -> None:
+def check(name: str, value: object, allowed: tuple[object, ...]) -> None:
     if value not in allowed:
         raise ValueError(f"{name} must be one of {allowed}, got {value!r}")
 
@@ -250,51 +210,15 @@ def _prepare(
         if ((low >= -FLOAT_SLACK) & (high <= 1 + FLOAT_SLACK) & (high - low >= BLANK)).all():
             yield from ready.split(size) if len(ready) else ()
             return
-    one = _is_one(images)
-    source: Iterator[Any] = enumerate([images] if one else images)  # type: ignore[arg-type]
-
-    def read(position: int, image: Any) -> Tensor:
-        try:
-            return preprocess(image, align=align)
-        except (ValueError, OSError, TypeError) as error:
-            if errors == "coerce":
-                return torch.full((1, SIZE, SIZE), torch.nan, dtype=torch.float32, device="cpu")
-            if one:
-                raise
-            # The nearest kind that is made from a message alone, as urllib's HTTPError is not.
-            known = (kind for kind in type(error).__mro__ if kind.__module__ == "builtins")
-            kind = ValueError if isinstance(error, ValueError) else next(known)
-            raise kind(f"images[{position}]: {error}") from error
-
-    with ThreadPoolExecutor(_WORKERS) as pool:
-
-        def start() -> list[Future[Tensor]]:
-            batch = []
-            try:
-                for position, image in islice(source, size):
-                    batch.append(pool.submit(read, position, image))
-            except Exception as error:  # of the caller's iterable; its turn is after these
-                batch.append(Future())
-                batch[-1].set_exception(error)
-            return batch
-
-        batch = start()
-        try:
-            while batch:
-                following = start()
-                yield torch.stack([future.result() for future in batch])
-                batch = following
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-def _is_one(images: Any) -> bool:
-    """Whether this is one image and not several (files and strings are iterable too)."""
-    files = str, bytes, bytearray, memoryview, os.PathLike
-    if isinstance(images, files) or hasattr(images, "read"):
-        return True
-    if isinstance(images, np.ndarray) and images.dtype.kind in "OUST":  # objects and strings
-        return False
-    if isinstance(images, (Tensor, np.ndarray)):
-        return images.ndim < 4
-    return not (hasattr(images, "__iter__") or hasattr(images, "__getitem__"))
+    one = is_one(images)
+    many: Iterable[Any] = [images] if one else images  # type: ignore[assignment]
+    enough = enough_pixels(_FIRST) if align else None
+    open_one, crop = partial(open_photo, enough=enough), partial(_crop_all, align=align)
+    nan = torch.full(shape, torch.nan, dtype=torch.float32, device="cpu")
+    with closing(search_ahead(many, open_one, crop, size)) as found:
+        crops = enumerate(chain.from_iterable(found))
+        while batch := [
+            result(crop, None if one else position, errors)
+            for position, crop in islice(crops, size)
+        ]:
+            yield torch.stack([nan if crop is None else crop for crop in batch])

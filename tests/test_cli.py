@@ -386,7 +386,7 @@ def test_an_interrupt_is_no_traceback(
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    for place in ("ferfacenet.load_pretrained", "ferfacenet.command.photos.find_faces"):
+    for place in ("ferfacenet.load_pretrained", "ferfacenet.photos.find_faces"):
         monkeypatch.setattr(place, interrupt)
         assert main(["--weights", str(weights), str(crop)]) == 130
         assert capsys.readouterr().err == "ferfacenet: interrupted\n"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import io
+import json
+import threading
 from collections.abc import Iterator
 from contextlib import nullcontext
 from email.message import Message
@@ -15,13 +17,14 @@ from urllib.error import HTTPError
 import numpy as np
 import pytest
 import torch
-from conftest import PHOTO, PORTRAITS, faces, lively
+from conftest import PHOTO, PORTRAITS, faces, lively, run
 from PIL import Image
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import Subset
 
 from ferfacenet import (
+    Face,
     FaceTracker,
     ImprovedVGG19,
     detect_faces,
@@ -212,6 +215,177 @@ def test_predict_faces_reads_every_face(vgg: ImprovedVGG19) -> None:
         predict_faces(vgg, b"no picture")
 
 
+class Gone:
+    """A download that fails, by an OSError that is made from more than a message."""
+
+    def read(self, size: int = -1) -> bytes:
+        raise HTTPError("https://example.org", 404, "gone", Message(), None)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """One face, two and none, in several sizes."""
+    folder = tmp_path_factory.mktemp("photos")
+    made = [folder / f"{index:02}.png" for index in range(20)]
+    for index, path in enumerate(made):
+        if index % 5 == 3:
+            Image.new("RGB", (90 + index, 70), "teal").save(path)
+            continue
+        with Image.open((PHOTO, PORTRAITS)[index % 2]) as photo:
+            photo.resize((300 + 20 * (index % 4), 260)).save(path)
+    return made
+
+
+@pytest.fixture(scope="module")
+def expected(vgg: ImprovedVGG19, photos: list[Path]) -> list[list[Face]]:
+    """What is read in each of ``photos`` alone."""
+    found = [predict_faces(vgg, photo, precision="float32") for photo in photos]
+    assert {len(some) for some in found} == {0, 1, 2}
+    return found
+
+
+def alike(found: Any, expected: Any) -> None:
+    """Whether the same faces of as many photos are read the same."""
+    for some, others in zip(found, expected, strict=True):
+        for face, other in zip(some, others, strict=True):
+            assert face.label == other.label and face.box == pytest.approx(other.box, abs=0.1)
+            assert face.probabilities == pytest.approx(other.probabilities, abs=1e-4)
+
+
+def test_many_photos_are_read_as_one_by_one(
+    vgg: ImprovedVGG19, photos: list[Path], expected: list[list[Face]]
+) -> None:
+    read = partial(predict_faces, vgg, precision="float32")
+    alike(read(photos), expected)
+    alike(read(iter(photos[:1])), expected[:1])
+    alike(read(photos, max_faces=1), [found[:1] for found in expected])
+    for errors in ("raise", "coerce"):
+        assert list(predict_faces(vgg, [], errors=errors)) == []  # type: ignore[call-overload]
+
+
+def test_all_that_is_many_to_predict_proba_is_many_photos(
+    vgg: ImprovedVGG19, photos: list[Path], expected: list[list[Face]]
+) -> None:
+    pandas = pytest.importorskip("pandas", reason="ray brings it")
+    read = partial(predict_faces, vgg, precision="float32")
+    two = photos[:5:4]  # of one size
+    arrays = np.stack([np.asarray(Image.open(path)) for path in two])
+    tensors = torch.from_numpy(arrays).permute(0, 3, 1, 2)
+    for many in (
+        tuple(two), pandas.Series(map(str, two), index=[7, 8]), np.array(list(map(str, two))),
+        np.array(two, dtype=object), Column(two), Subset(photos, [0, 4]), arrays, tensors,
+        tensors / 255, [path.read_bytes() for path in two], [path.open("rb") for path in two],
+    ):  # fmt: skip
+        alike(read(many), expected[:5:4])
+
+
+def test_many_photos_are_read_a_few_ahead_and_no_further(
+    vgg: ImprovedVGG19, photos: list[Path], expected: list[list[Face]]
+) -> None:
+    given = 0
+
+    def source() -> Iterator[Path]:
+        nonlocal given
+        while True:
+            given += 1
+            yield photos[(given - 1) % 20]
+
+    before = threading.active_count()
+    found = predict_faces(vgg, source(), precision="float32")
+    assert given == 0 and threading.active_count() == before
+    alike([next(found)], expected[:1])
+    most = given
+    assert most <= 64
+    alike([next(found) for _ in range(9)], expected[1:10])
+    assert given <= most + 16 and threading.active_count() > before
+    found.close()
+    assert threading.active_count() == before
+
+
+def test_photos_that_nobody_asks_for_any_more_do_not_keep_the_interpreter() -> None:
+    done = run(f"""
+import itertools, ferfacenet
+model = ferfacenet.load_pretrained("fer2013-small")
+found = ferfacenet.predict_faces(model, itertools.repeat({str(PHOTO)!r}))
+print(len(next(found)))
+""")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "1\n", "")
+
+
+@pytest.mark.parametrize(
+    ("place", "bad", "kind", "named"),
+    [
+        (0, b"no picture", ValueError, "image of 10 bytes"),
+        (3, "absent.png", FileNotFoundError, "absent.png"),
+        (8, None, TypeError, "NoneType"),
+        (9, Gone(), OSError, "404"),
+    ],
+)
+def test_an_error_comes_after_the_photos_before_it(
+    vgg: ImprovedVGG19,
+    photos: list[Path],
+    expected: list[list[Face]],
+    place: int,
+    bad: Any,
+    kind: type[Exception],
+    named: str,
+) -> None:
+    images: list[Any] = [*photos[:place], bad, *photos[place:10]]
+    read = partial(predict_faces, vgg, precision="float32")
+    found, before = read(iter(images)), list[Any]()
+    with pytest.raises(kind, match=rf"^images\[{place}\]: .*{named}"):
+        before.extend(found)  # which keeps what came before the error
+    alike(before, expected[:place])
+    some = list(read(images, errors="coerce"))
+    assert some.pop(place) is None
+    alike(some, expected[:10])
+    with pytest.raises(kind, match=rf"^(?!images).*{named}"):
+        read(bad)
+    assert read(bad, errors="coerce") is None
+
+
+def test_the_callers_own_error_comes_after_the_photos_before_it(
+    vgg: ImprovedVGG19, photos: list[Path], expected: list[list[Face]]
+) -> None:
+    def source() -> Iterator[Path]:
+        yield from photos[:9]
+        raise ZeroDivisionError("mine")
+
+    before = list[Any]()
+    with pytest.raises(ZeroDivisionError, match="^mine$"):
+        before.extend(predict_faces(vgg, source(), precision="float32", errors="coerce"))
+    alike(before, expected[:9])
+
+
+def test_bad_arguments_are_named_before_a_photo_is_asked_for(vgg: ImprovedVGG19) -> None:
+    for setting, value in (
+        ("tta", "tencrop"), ("min_score", 2), ("max_faces", 0), ("errors", "ignore"),
+        ("precision", "float16"),
+    ):  # fmt: skip
+        for images in (PHOTO, iter([PHOTO])):
+            with pytest.raises(ValueError, match=f"^{setting}"):
+                predict_faces(vgg, images, **{setting: value})  # type: ignore[call-overload]
+
+
+def test_what_the_caller_does_between_two_photos_has_no_say(
+    vgg: ImprovedVGG19, photos: list[Path], expected: list[list[Face]]
+) -> None:
+    found, read = predict_faces(vgg, photos[:3] * 9, precision="float32"), []
+    for mode in (torch.device("meta"), torch.autocast("cpu", torch.bfloat16), torch.no_grad()):
+        with mode:
+            read += [next(found) for _ in range(9)]
+        assert torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
+        assert torch.empty(0).device.type == "cpu"
+    alike(read, expected[:3] * 9)
+
+
+def test_a_face_as_plain_data(vgg: ImprovedVGG19) -> None:
+    for found in predict_faces(vgg, [PORTRAITS]):
+        rows = json.loads(json.dumps([face.to_dict() for face in found]))
+        assert [row["label"] for row in rows] == [face.label for face in found]
+        assert [*rows[0]] == ["box", "score", "label", "confidence", "probabilities"]
+
+
 def test_predict_faces_of_a_users_own_module(tiny: Tiny) -> None:
     (face,) = predict_faces(tiny.train(), PHOTO)
     assert face.probabilities is not None and list(face.probabilities) == list("0123456")
@@ -323,13 +497,6 @@ def test_a_bad_model_is_named(tiny: Tiny) -> None:
         predict_faces("fer2013", PORTRAITS)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="4-D"):
         predict_proba(nn.Identity(), faces(1))
-
-
-class Gone:
-    """A download that fails, by an OSError that is made from more than a message."""
-
-    def read(self, size: int = -1) -> bytes:
-        raise HTTPError("https://example.org", 404, "gone", Message(), None)
 
 
 @pytest.mark.parametrize(

@@ -6,10 +6,9 @@ import argparse
 import csv
 import io
 import json
-import math
 import sys
 from array import array
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import islice
 from typing import IO, TYPE_CHECKING, Any, TypeAlias, TypeVar
@@ -42,7 +41,7 @@ class Report:
             self._table(self._columns, [])
 
     def photo(self, name: str, faces: Sequence[Face]) -> None:
-        rows = [_describe(face) for face in faces]
+        rows = [face.to_dict() for face in faces]
         if self._json:
             say(json.dumps({"image": name, "faces": rows}))
         elif self._csv:
@@ -59,7 +58,7 @@ class Report:
     def frame(self, name: str, index: int, seconds: float, faces: Sequence[TrackedFace]) -> None:
         """A line for each face of a video's frame, or one for a frame without; no text."""
         start = {"video": name, "frame": index, "seconds": round(seconds, 3)}
-        rows = [{"track": f.track, **_describe(f), "raw": _ranked(f.raw)} for f in faces]
+        rows = [face.to_dict() for face in faces]
         if self._json:
             for row in rows or [dict.fromkeys(_KEYS)]:
                 say(json.dumps(start | row))
@@ -72,18 +71,19 @@ class Report:
         for number, (times, values) in tracks.items():
             chances = {n: sum(values[i::step]) / len(times) for i, n in enumerate(self._names)}
             span = f"{times[0]:.1f} to {times[-1]:.1f} s, {len(times)} frames"
-            blocks.append((f"person {number}, {span}: {next(iter(_ranked(chances)))}", chances))
+            ranked = dict(sorted(chances.items(), key=lambda chance: -chance[1]))
+            blocks.append((f"person {number}, {span}: {next(iter(ranked))}", ranked))
         if not self._json and not self._csv:
             self._bars(name, blocks)
 
     def _bars(self, name: str, blocks: Sequence[tuple[str, dict[str, float]]]) -> None:
-        """Under each title a line for each of the likeliest expressions."""
+        """Under each title a line for each of the first expressions."""
         lines = [] if blocks else [f"{printable(name)}: no face"]
         block = "█" if "█".encode(sys.stdout.encoding or "ascii", "ignore") else "#"
         for title, chances in blocks:
             lines.append(f"{printable(name)}: {title}")
             width = max(map(len, chances))
-            for key, value in islice(_ranked(chances).items(), self._top):
+            for key, value in islice(chances.items(), self._top):
                 bar = f"{100 * value:5.1f} %  {block * round(_BAR * value)}"
                 lines.append(f"  {key:<{width}} {bar}".rstrip())
         say("\n".join(lines))
@@ -102,23 +102,7 @@ class Report:
 
 def doubt(faces: Iterable[_Face], least: float) -> list[_Face]:
     """The faces; the label of those that are less sure than ``least`` is "unsure"."""
-    return [replace(f, label="unsure") if (f.confidence or 0.0) < least else f for f in faces]
-
-
-def _describe(face: Face) -> dict[str, Any]:
-    """A face as JSON has it."""
-    return {
-        "box": [round(end, 1) for end in face.box],
-        "score": None if math.isnan(face.score) else round(face.score, 4),
-        "label": face.label,
-        "confidence": round(face.confidence or 0.0, 6),
-        "probabilities": _ranked(face.probabilities or {}),
-    }
-
-
-def _ranked(chances: Mapping[str, float]) -> dict[str, float]:
-    """Probabilities to six digits, the likeliest first."""
-    return {name: round(chances[name], 6) for name in sorted(chances, key=lambda n: -chances[n])}
+    return [replace(f, label="unsure") if f.confidence < least else f for f in faces]
 
 
 def printable(text: object) -> str:

@@ -17,7 +17,8 @@ from ferfacenet.faces.search import Search, run
 from ferfacenet.faces.types import MIN_SCORE, DetectedFace, Limits, TrackedFace
 from ferfacenet.fast import Precision
 from ferfacenet.images import Image, decode
-from ferfacenet.inference import check_reading, device_of, read_faces
+from ferfacenet.inference import check_reading
+from ferfacenet.photos import device_of, read_faces
 from ferfacenet.transforms import TTA, to_rgb
 from ferfacenet.video.container import Picture, import_extra
 from ferfacenet.video.frames import Source, read_frames
