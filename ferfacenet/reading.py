@@ -26,9 +26,9 @@ UNREADABLE = (ValueError, OSError, TypeError)
 # Each thread opens a few images and searches them side by side: 60 photos of 200 to 1600 pixels
 # take 0.52 of the time of one by one on two cores, where fours take 0.60, as many as sixteens.
 _THREADS, _TOGETHER = min(8, os.cpu_count() or 1), 8
-# What is decoded has to wait until the others are: so a thread holds no more than so many pixels,
-# or one photo, whatever their sizes.
-_PIXELS = (32 << 20) // _THREADS
+# What is decoded waits for the others: each thread has no more than so many pixels wait, to bound
+# the memory. Photos so large gain nothing side by side.
+_PIXELS = 4 << 20
 
 
 def search_ahead(

@@ -41,6 +41,4 @@ def read(photo: UploadFile) -> list[Face]:
 def faces(photo: UploadFile) -> dict[str, Any]:
     """Every face in the photo: box (x0, y0, x1, y1) in pixels, the likeliest expression, and all
     probabilities."""
-    found = readers.submit(read, photo).result()
-    names = ("box", "score", "label", "confidence", "probabilities")
-    return {"faces": [{name: getattr(face, name) for name in names} for face in found]}
+    return {"faces": [face.to_dict() for face in readers.submit(read, photo).result()]}

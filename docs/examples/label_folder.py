@@ -1,10 +1,11 @@
-"""The likeliest expression in each picture of a folder, to a CSV file.
+"""The expression of the foremost face in each picture of a folder, to a CSV file.
 
   pip install ".[examples]"
   python label_folder.py photos/ labels.csv
 
-The foremost face of each picture is found by threads while the network reads those before.
-Pictures that cannot be read, or have no face, have an empty line.
+Threads find the faces while the network reads those before; each line is written as it is known.
+Pictures that cannot be read, or have no face, have an empty line. Pictures that are faces cut out
+already are for predict_proba, as in ray_label.py.
 """
 
 import argparse
@@ -13,7 +14,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from ferfacenet import load_pretrained, predict_proba
+from ferfacenet import load_pretrained, predict_faces
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 
@@ -26,15 +27,15 @@ def main() -> None:
     options = parser.parse_args()
     model = load_pretrained(options.weights)
     paths = sorted(p for p in options.folder.rglob("*") if p.suffix.lower() in SUFFIXES)
-    rows = predict_proba(model, tqdm(paths, unit="picture"), errors="coerce")
+    photos = predict_faces(model, tqdm(paths, unit="picture"), max_faces=1, errors="coerce")
     with options.csv.open("w", newline="") as file:
         table = csv.writer(file)
         table.writerow(["path", "label", *model.categories])
-        for path, row in zip(paths, rows, strict=True):
-            if row.isnan().any():
-                table.writerow([path, *[""] * (1 + len(row))])
-            else:
-                table.writerow([path, model.categories[row.argmax()], *row.tolist()])
+        for path, faces in zip(paths, photos, strict=True):
+            cells = [""] * (1 + len(model.categories))
+            for face in faces or ():
+                cells = [face.label, *face.probabilities.values()]
+            table.writerow([path, *cells])
 
 
 if __name__ == "__main__":
