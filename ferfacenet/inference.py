@@ -210,15 +210,16 @@ def _prepare(
         if ((low >= -FLOAT_SLACK) & (high <= 1 + FLOAT_SLACK) & (high - low >= BLANK)).all():
             yield from ready.split(size) if len(ready) else ()
             return
-    one = is_one(images)
-    many: Iterable[Any] = [images] if one else images  # type: ignore[assignment]
-    enough = enough_pixels(_FIRST) if align else None
-    open_one, crop = partial(open_photo, enough=enough), partial(_crop_all, align=align)
     nan = torch.full(shape, torch.nan, dtype=torch.float32, device="cpu")
-    with closing(search_ahead(many, open_one, crop, size)) as found:
+    if is_one(images):
+        read = partial(preprocess, align=align)
+        one = read(images) if errors == "raise" else attempt(read, images)  # type: ignore[arg-type]
+        yield (nan if isinstance(one, Exception) else one)[None]
+        return
+    many: Iterable[Any] = images  # type: ignore[assignment]
+    enough = enough_pixels(_FIRST) if align else None
+    open_one, crop_all = partial(open_photo, enough=enough), partial(_crop_all, align=align)
+    with closing(search_ahead(many, open_one, crop_all, size)) as found:
         crops = enumerate(chain.from_iterable(found))
-        while batch := [
-            result(crop, None if one else position, errors)
-            for position, crop in islice(crops, size)
-        ]:
+        while batch := [result(crop, index, errors) for index, crop in islice(crops, size)]:
             yield torch.stack([nan if crop is None else crop for crop in batch])

@@ -6,7 +6,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice, takewhile
+from itertools import chain, islice, repeat, takewhile
 from threading import Event
 from typing import Any, Literal, TypeAlias, TypeVar
 
@@ -24,8 +24,9 @@ Search: TypeAlias = Callable[[list[tuple[Any, Photo]]], Sequence[T | Exception]]
 UNREADABLE = (ValueError, OSError, TypeError)
 
 # Each thread opens a few images and searches them side by side: 60 photos of 200 to 1600 pixels
-# take 0.52 of the time of one by one on two cores, where fours take 0.60, as many as sixteens.
-_THREADS, _TOGETHER = min(8, os.cpu_count() or 1), 8
+# take 0.52 of the time of one by one on two cores, where fours take 0.60, as many as sixteens. The
+# first are fewer, so that there is an answer soon, and work for several threads in a short list.
+_THREADS, _FIRST, _TOGETHER = min(8, os.cpu_count() or 1), (1, 2, 4), 8
 # What is decoded waits for the others: each thread has no more than so many pixels wait, to bound
 # the memory. Photos so large gain nothing side by side.
 _PIXELS = 4 << 20
@@ -58,11 +59,12 @@ def search_ahead(
 
     source, started = given(), deque[Future[list[T | Exception]]]()
     size = min(batch or _TOGETHER, _TOGETHER)
+    sizes = repeat(size) if batch else chain(_FIRST, repeat(size))
     ahead = 1 - (-batch // size) if batch else _THREADS
     pool = ThreadPoolExecutor(_THREADS)
     try:
         while True:
-            while len(started) < ahead and (few := list(islice(source, size))):
+            while len(started) < ahead and (few := list(islice(source, next(sizes)))):
                 left = takewhile(lambda _: not stop.is_set(), few)
                 started.append(pool.submit(_search_all, left, open_one, search))
             if not started:
@@ -96,30 +98,24 @@ def _search_some(images: Iterator[Any], open_one: Open, search: Search[T]) -> li
 
 
 def attempt(function: Callable[..., T], *arguments: Any) -> T | Exception:
-    """What a function returns, or by what error an image cannot be used. A function of its own,
-    since an error keeps alive all that the function has that catches it."""
+    """What a function returns, or by what error an image cannot be used: one with that message, for
+    the error itself keeps alive what its functions and their callers have, pictures above all."""
     try:
         return function(*arguments)
     except UNREADABLE as error:
-        return error
-
-
-def result(found: T | Exception, position: int | None, errors: Errors) -> T | None:
-    """What was found, or in place of an error None, or the error, with the image's position if it
-    is one of several."""
-    try:
-        if not isinstance(found, Exception):
-            return found
-        if errors == "coerce":
-            return None
-        if position is None:
-            raise found
         # The nearest kind that is made from a message alone, as urllib's HTTPError is not.
-        known = (kind for kind in type(found).__mro__ if kind.__module__ == "builtins")
-        kind = ValueError if isinstance(found, ValueError) else next(known)
-        raise kind(f"images[{position}]: {found}") from found
-    finally:
-        del found  # its traceback holds this frame
+        known = (kind for kind in type(error).__mro__ if kind.__module__ == "builtins")
+        kind: type[Exception] = ValueError if isinstance(error, ValueError) else next(known)
+        return kind(str(error))
+
+
+def result(found: T | Exception, position: int, errors: Errors) -> T | None:
+    """What was found, or in place of an error None, or the error with the image's position."""
+    if not isinstance(found, Exception):
+        return found
+    if errors == "coerce":
+        return None
+    raise type(found)(f"images[{position}]: {found}")
 
 
 def is_one(images: Any) -> bool:

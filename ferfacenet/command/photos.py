@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -34,7 +33,9 @@ def read_photos(
         limits = Limits(options.min_size, options.min_score, options.max_faces)
         found = find_ahead(paths, limits, model.mean.device)
     else:
-        found = search_ahead(paths, open_photo, _take_centres)
+        found = search_ahead(
+            paths, open_photo, lambda opened: [attempt(_take_centre, photo) for _, photo in opened]
+        )
     many = len(photos) > 1 and sys.stderr.isatty()
     bar = tqdm(total=len(photos), unit="img", disable=not many)
     with bar, closing(read_all(model, found, options.tta)) as read:
@@ -49,10 +50,6 @@ def read_photos(
             if plot := plots.get(photo):
                 fine &= save_plot(plot, partial(plot_faces, photo.name, shown))
     return fine
-
-
-def _take_centres(opened: Sequence[tuple[Any, Photo]]) -> list[list[DetectedFace] | Exception]:
-    return [attempt(_take_centre, photo) for _, photo in opened]
 
 
 def _take_centre(photo: Photo) -> list[DetectedFace]:
