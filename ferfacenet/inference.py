@@ -29,8 +29,10 @@ _FIRST = Limits(max_faces=1)
 def preprocess(image: Image, *, align: Align = "auto") -> Tensor:
     """One image to the network's input: gray, framed on the face, 48x48 (paper, III and IV-C).
 
-    The same picture gives the same tensor, to 1/255, whichever way it comes in. A 48x48 image
-    is never resampled; any other is resized once, bilinear and antialiased.
+    The same picture gives the same tensor, to 1/255, whichever way it comes in; but JPEG files of
+    5 megapixels and more are decoded at half of their size or less where their faces are large, and
+    so may be framed a pixel or two otherwise. A 48x48 image is never resampled; any other is
+    resized once, bilinear and antialiased.
 
     Args:
         image: one picture, as

@@ -360,7 +360,7 @@ def photo_speed() -> str:
         memory = f", {of['peak_mib']} MiB" if "peak_mib" in of else ""
         return f"{of['ms']:.0f} ({of['cpu_ms']:.0f}){memory}"
 
-    found = read("benchmark.json")
+    found = read("photos.json")
     cases: dict[str, dict[str, dict[str, Any]]] = {}
     for of in found.get("photos", []):
         cases.setdefault(of["case"], {})[of["package"]] = of

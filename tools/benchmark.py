@@ -3,7 +3,7 @@
   python tools/benchmark.py                    # all sections, six minutes on two cores
   python tools/benchmark.py forward train --device cuda --out gpu.json
   python tools/benchmark.py tta peers --data fer2013.csv
-  python tools/benchmark.py photos --against HEAD~1
+  python tools/benchmark.py photos --against HEAD~1 --out docs/results/photos.json
 
 sections:
   forward     the network alone on 1, 2, 10 and 128 views: model(x), and what predict_proba uses

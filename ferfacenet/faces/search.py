@@ -42,9 +42,8 @@ SMALLEST, _LEAST, _WHOLE, _SMALL, _OTHERS = 14, 256, 720, 160, (640, 960)
 _MAX_UPSCALE = 4.0
 # Every view stands in gray, at least _BORDER pixels wide, so that faces are seen that the picture's
 # edge cuts, and its sides are multiples of _STEP. Larger pictures are looked at in parts of at most
-# _TILE, height and width, which overlap by _OVERLAP: the network's maps of more take twice as long,
-# since the system gives and takes the memory for each anew.
-_BORDER, _STEP, _TILE, _OVERLAP = 8, 32, (576, 1344), 160
+# _PART, height and width, which overlap by _OVERLAP.
+_BORDER, _STEP, _PART, _OVERLAP = 8, 32, (1136, 1520), 160
 
 # Every face is looked at again from close by: its box _CLOSE_FACE pixels large in views with a side
 # of _CLOSE_VIEW that are turned upright and by _TILTS degrees besides, of which the mean is taken.
@@ -143,9 +142,9 @@ class Search:
         height, width = drawn.shape[1:]
         for quarter in quarters:
             turned = torch.rot90(drawn, quarter, (1, 2))
-            for top in _starts(turned.shape[1], _TILE[0]):
-                for left in _starts(turned.shape[2], _TILE[1]):
-                    part = turned[:, top : top + _TILE[0], left : left + _TILE[1]]
+            for top in _starts(turned.shape[1], _PART[0]):
+                for left in _starts(turned.shape[2], _PART[1]):
+                    part = turned[:, top : top + _PART[0], left : left + _PART[1]]
                     # What is small in squares, which have one size at all quarters.
                     least = _SMALL if max(width, height) <= _SMALL else 0
                     sides = (max(least, length) + 2 * _BORDER for length in part.shape[1:])
