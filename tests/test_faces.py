@@ -16,6 +16,7 @@ from PIL import Image
 
 from ferfacenet import DetectedFace, detect_faces, images, preprocess
 from ferfacenet.faces.search import Search
+from ferfacenet.faces.types import Limits
 from ferfacenet.faces.yunet import detect
 from ferfacenet.images import decode, open_photo
 
@@ -102,7 +103,13 @@ def test_what_comes_first_and_what_the_caller_asks_for(head: Image.Image) -> Non
     for face, box in zip(detect_faces(picture, min_size=110), boxes[:2], strict=True):
         assert face.box == pytest.approx(box, abs=12)
     assert detect_faces(picture, min_score=0.99) == []
-    for wrong in ({"min_size": 0}, {"min_score": 2.0}, {"min_score": 0.0}, {"max_faces": 0}):
+    for wrong in (
+        {"min_size": 0},
+        {"min_score": 2.0},
+        {"min_score": 0.0},
+        {"max_faces": 0},
+        {"max_faces": 1.5},
+    ):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             detect_faces(picture, **wrong)  # type: ignore[arg-type]
 
@@ -168,6 +175,48 @@ def test_pictures_on_their_side_or_head(quarters: int) -> None:
     assert len(detect_faces(np.concatenate(halves, 1))) == 2
 
 
+@pytest.mark.parametrize("quarters", [1, 2, 3])
+@pytest.mark.parametrize("scale", [0.6, 1.0])
+def test_somebody_lies_beside_one_who_stands(quarters: int, scale: float) -> None:
+    photo = np.array(Image.open(PORTRAITS))
+    left, right = photo[:, :480], photo[:, 480:]
+    alone = detect_faces(left)[0]
+    lying = np.rot90(left, quarters)
+    side = max(len(lying), 512)
+    both = np.full((side, right.shape[1] + 100 + lying.shape[1], 3), 120, np.uint8)
+    both[:512, : right.shape[1]], both[: len(lying), -lying.shape[1] :] = right, lying
+    size = [round(length * scale) for length in both.shape[1::-1]]
+    found = detect_faces(Image.fromarray(both).resize(size))
+    (face,) = [face for face in found if face.box[0] > scale * (right.shape[1] + 50)]
+    turned = (roll_of(face) - roll_of(alone) + 90 * quarters) % 360
+    assert min(turned, 360 - turned) < 15 and len(found) == 2
+
+
+def test_a_face_across_the_edge_of_two_parts_is_whole(portrait: Array) -> None:
+    """A picture that is looked at in parts because of its length."""
+    head = Image.fromarray(portrait).crop(HEAD).resize((900, 900))
+    for length, top in ((1780, 700), (1780, 800), (3000, 1500), (3000, 1700), (3000, 1900)):
+        tall = Image.new("RGB", (1000, length), (120, 120, 120))
+        tall.paste(head, (50, top))
+        ((x0, y0, x1, y1),) = [face.box for face in detect_faces(tall)]
+        assert 0.7 < (x1 - x0) / (y1 - y0) < 0.95
+    steps = Search(torch.zeros(3, 3000, 1000, dtype=torch.uint8), Limits()).find()
+    looks = [next(steps), steps.send([torch.zeros(0, 15)]), steps.send([torch.zeros(0, 15)] * 3)]
+    seen = [[100.0, 300, 400, view.shape[1], *[200] * 10, 0.9] for view in looks[-1]]
+    (view, _) = steps.send([torch.tensor([row]) for row in seen])
+    assert len(looks[-1]) > 1 and view.shape == (3, 256, 256), "one face, at the picture's end"
+
+
+def test_the_default_dtype_changes_nothing(portrait: Array) -> None:
+    (wanted,) = detect_faces(portrait)
+    torch.set_default_dtype(torch.float64)
+    try:
+        (face,) = detect_faces(portrait)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert face.box == wanted.box and torch.equal(face.crop, wanted.crop)
+
+
 def test_close_ups_and_faces_that_the_edge_cuts(portrait: Array) -> None:
     """The face fills the picture, or is partly out of it; no part of it is a face of its own."""
     (whole,) = detect_faces(portrait)
@@ -197,7 +246,7 @@ def test_a_big_face_and_small_ones_in_a_big_photo(head: Image.Image) -> None:
     assert (face.crop - small.crop).abs().mean() < 0.07, "what is finer than the crop shows in it"
 
 
-@pytest.mark.parametrize(("kind", "size"), [("JPEG", 900), ("JPEG", 150), ("MPO", 900)])
+@pytest.mark.parametrize(("kind", "size"), [("JPEG", 900), ("JPEG", 180), ("MPO", 900)])
 def test_a_large_jpeg_is_decoded_as_small_as_its_faces_allow(
     kind: str, size: int, head: Image.Image, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -160,7 +160,7 @@ def cut_view(
     # In grid_sample's coordinates both the part and the view go from -1 to 1.
     shift = (middle - torch.tensor(start, dtype=torch.float64, device="cpu")) * 2 / extent - 1
     (across, down), shift = (axes / extent[:, None]).mT.float(), shift.float()
-    ends = torch.arange(1, 2 * size, 2, device="cpu")[:, None] / size - 1
+    ends = torch.arange(1, 2 * size, 2, dtype=torch.float32, device="cpu")[:, None] / size - 1
     grid = ends * across + (ends * down + shift)[:, None]
     how = ("bicubic", "border") if smooth else ("bilinear", "zeros")
     view = F.grid_sample(part.float() / 255, grid[None], *how, align_corners=False)

@@ -36,14 +36,16 @@ _SURE, _EVIDENT, _UPRIGHT, _TURNED = 0.6, 0.8, 0.91, 0.02
 # A picture is searched at a scale at which its smallest faces are SMALLEST pixels large, which are
 # seen nearly always, but at a long side of at least _LEAST. Where it is longer than _WHOLE, from
 # which on it sees faces worse that fill the picture, it is first searched in small, at _SMALL; and
-# so it is in quarter turns, if nobody is upright for sure. Where nothing is sure by then, long
-# sides of _OTHERS may show it.
+# so it is in quarter turns, unless it is a portrait: all are upright for sure, and a face has the
+# share _PORTRAIT of its side. Where nothing is sure by then, long sides of _OTHERS may show it.
 SMALLEST, _LEAST, _WHOLE, _SMALL, _OTHERS = 14, 256, 720, 160, (640, 960)
+_PORTRAIT = 0.25
 _MAX_UPSCALE = 4.0
 # Every view stands in gray, at least _BORDER pixels wide, so that faces are seen that the picture's
-# edge cuts, and its sides are multiples of _STEP. Larger pictures are looked at in parts of at most
-# _PART, height and width, which overlap by _OVERLAP.
-_BORDER, _STEP, _PART, _OVERLAP = 8, 32, (1136, 1520), 160
+# edge cuts, and its sides are multiples of _STEP. What is longer than the first of _PARTS, or than
+# the second if it has more than _MUCH pixels, is looked at in parts of this side that overlap by
+# _OVERLAP; what comes within _CUT of an edge between them may be cut.
+_BORDER, _STEP, _PARTS, _MUCH, _OVERLAP, _CUT = 8, 32, (1600, 1120), 1_400_000, 160, 4
 
 # Every face is looked at again from close by: its box _CLOSE_FACE pixels large in views with a side
 # of _CLOSE_VIEW that are turned upright and by _TILTS degrees besides, of which the mean is taken.
@@ -100,12 +102,14 @@ class Search:
         small = self._draw(fine, min(1.0, _SMALL / long))
         whole = max(fine.shape) <= _WHOLE
         rows = yield from self._look(fine if whole else small, [0])
-        if not (rows[:, 14] >= _UPRIGHT).any():
-            turned = yield from self._look(small, [1, 2, 3])
-            rows = _distinct(torch.cat([rows, turned]))
-        quarters = {*rows[rows[:, 14] >= _SURE, 15].int().tolist()}
-        quarters = quarters - {0} if whole else quarters | {0}
-        rows = torch.cat([rows, (yield from self._look(fine, sorted(quarters)))])
+        quarters = {0}
+        if not self._is_portrait(rows):
+            turned = yield from self._look(small, [0, 1, 2, 3] if whole else [1, 2, 3])
+            turned = _distinct(turned if whole else torch.cat([rows, turned]))
+            quarters |= {*turned[turned[:, 14] >= _SURE, 15].int().tolist()}
+            rows = torch.cat([rows, turned]) if whole else turned
+        others = sorted(quarters - {0} if whole else quarters)
+        rows = torch.cat([rows, (yield from self._look(fine, others))])
         if not (rows[:, 14] >= _SURE).any():
             for side in _OTHERS:
                 if not 0.8 < side / max(fine.shape) < 1.25:
@@ -127,6 +131,13 @@ class Search:
                 followed[index] = new[index]
         return followed
 
+    def _is_portrait(self, rows: Tensor) -> bool:
+        """Whether all that is seen are people who stand, one of them so large that nobody lies
+        beside."""
+        upright = bool((rows[:, 14] >= _UPRIGHT).all()) and len(rows) > 0
+        large = _PORTRAIT * max(self.height, self.width)
+        return upright and bool((rows[:, 2:4] - rows[:, :2]).prod(1).max() >= large**2)
+
     def _draw(self, like: Tensor, scale: float) -> Tensor:
         """The picture at a scale, made of one that is drawn already."""
         scale = min(scale, _MAX_UPSCALE)
@@ -138,31 +149,37 @@ class Search:
     def _look(self, drawn: Tensor, quarters: Sequence[int]) -> Steps[Tensor]:
         """What is seen of the picture as it is drawn when it is turned anticlockwise by quarters;
         (n, 16) as ``YuNet`` has it, in the picture's pixels, and the quarters."""
-        views, corners = [], []
+        views, places = [], []
         height, width = drawn.shape[1:]
+        part = _PARTS[height * width > _MUCH]
+        # What is small in squares, which have one size at all quarters.
+        least = _SMALL if max(width, height) <= _SMALL else 0
         for quarter in quarters:
             turned = torch.rot90(drawn, quarter, (1, 2))
-            for top in _starts(turned.shape[1], _PART[0]):
-                for left in _starts(turned.shape[2], _PART[1]):
-                    part = turned[:, top : top + _PART[0], left : left + _PART[1]]
-                    # What is small in squares, which have one size at all quarters.
-                    least = _SMALL if max(width, height) <= _SMALL else 0
-                    sides = (max(least, length) + 2 * _BORDER for length in part.shape[1:])
+            for top, bottom in _parts(turned.shape[1], part):
+                for left, right in _parts(turned.shape[2], part):
+                    lengths = bottom - top, right - left
+                    sides = (max(least, length) + 2 * _BORDER for length in lengths)
                     down, across = (-(-side // _STEP) * _STEP for side in sides)
-                    down, across = down - part.shape[1], across - part.shape[2]
-                    y, x = down // 2, across // 2
-                    views.append(F.pad(part, (x, across - x, y, down - y), value=128))
-                    corners.append((quarter, left - x, top - y))
+                    down, across = down - lengths[0], across - lengths[1]
+                    around = across // 2, across - across // 2, down // 2, down - down // 2
+                    shown = turned[:, top:bottom, left:right]
+                    views.append(F.pad(shown, around, value=128))
+                    ends = (left, right, turned.shape[2]), (top, bottom, turned.shape[1])
+                    places.append((quarter, left - around[0], top - around[2], ends))
         if not views:
-            return torch.zeros(0, 16, device="cpu")
+            return torch.zeros(0, 16, dtype=torch.float32, device="cpu")
         found = []
-        for rows, (quarter, left, top) in zip((yield views), corners, strict=True):
+        for rows, (quarter, left, top, ends) in zip((yield views), places, strict=True):
             h, v = rows[:, 0:14:2] + left, rows[:, 1:14:2] + top
+            # What the edge of a part cuts is whole in the next, or in the look in small.
+            kept = _is_inside(h, *ends[0]) & _is_inside(v, *ends[1])
+            rows, h, v = rows[kept], h[kept], v[kept]
             h, v = ((h, v), (width - v, h), (width - h, height - v), (v, height - h))[quarter]
             points = torch.stack([h * (self.width / width), v * (self.height / height)], 2)
             scores = rows[:, 14:] - _TURNED * (quarter > 0)
-            parts = *points[:, :2].aminmax(dim=1), points[:, 2:].flatten(1), scores
-            found.append(F.pad(torch.cat(parts, 1), (0, 1), value=quarter))
+            seen = *points[:, :2].aminmax(dim=1), points[:, 2:].flatten(1), scores
+            found.append(F.pad(torch.cat(seen, 1), (0, 1), value=quarter))
         return torch.cat(found)
 
     def _confirm(self, rows: Tensor) -> Steps[list[Pose]]:
@@ -221,9 +238,16 @@ class Search:
         return closer
 
 
-def _starts(length: int, part: int) -> range:
-    """Where parts of so many pixels begin that overlap."""
-    return range(0, max(1, length - _OVERLAP), part - _OVERLAP)
+def _parts(length: int, part: int) -> list[tuple[int, int]]:
+    """Where parts of a length begin and end that overlap."""
+    starts = range(0, max(1, length - _OVERLAP), part - _OVERLAP)
+    return [(start, min(length, start + part)) for start in starts]
+
+
+def _is_inside(ends: Tensor, start: int, stop: int, length: int) -> Tensor:
+    """Which boxes, whose ends are the first two columns, come near to no inner edge of a part."""
+    first, last = ends[:, 0] >= start + _CUT, ends[:, 1] <= stop - _CUT
+    return (first | (start == 0)) & (last | (stop == length))
 
 
 def _cover(first: Tensor, second: Tensor) -> Tensor:

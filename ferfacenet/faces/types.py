@@ -29,8 +29,9 @@ class Limits:
             raise ValueError(f"min_size must be at least 1 pixel, got {self.min_size!r}")
         if not 0 < self.min_score <= 1:
             raise ValueError(f"min_score must be above 0 and at most 1, got {self.min_score!r}")
-        if self.max_faces is not None and self.max_faces < 1:
-            raise ValueError(f"max_faces must be at least 1, got {self.max_faces!r}")
+        most = self.max_faces
+        if most is not None and (not isinstance(most, int) or most < 1):
+            raise ValueError(f"max_faces must be an integer of at least 1, got {most!r}")
 
     def smallest(self, height: int, width: int, scale: float) -> float:
         """The longer side of the smallest box in a picture of so many pixels, in these, each of
