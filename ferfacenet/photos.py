@@ -72,9 +72,8 @@ def predict_faces(
         The faces by score times the square root of the area, the greatest first, each with its
         ``label``, ``confidence`` and ``probabilities``; an empty list if there are none. Of many
         photos, each of which must stay as it is until it is read, a generator of such lists in
-        their order, which threads work on ahead of who asks; an
-        error comes when those before it have been given. With ``errors="coerce"`` a photo that
-        cannot be read gives None.
+        their order, which threads work on ahead of who asks; an error comes when those before it
+        have been given. With ``errors="coerce"`` a photo that cannot be read gives None.
     """
     model = check_reading(model, tta, precision)
     check("errors", errors, get_args(Errors))

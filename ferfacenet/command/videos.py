@@ -48,7 +48,7 @@ def read_video(
                 for face in faces:
                     times, values = tracks.setdefault(face.track, (array("d"), array("d")))
                     times.append(seconds)
-                    values.extend((face.probabilities or {}).values())
+                    values.extend(face.probabilities.values())
                 report.frame(video.name, index, seconds, faces)
                 if writer:
                     writer.write(draw_faces(image, faces), seconds)

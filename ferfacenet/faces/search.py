@@ -99,11 +99,12 @@ class Search:
         long = max(self.height, self.width)
         scale = max(SMALLEST / self.min_size, min(1.0, _LEAST / long))
         fine = self._draw(self.picture, scale)
-        small = self._draw(fine, min(1.0, _SMALL / long))
         whole = max(fine.shape) <= _WHOLE
-        rows = yield from self._look(fine if whole else small, [0])
+        first = fine if whole else self._draw(fine, _SMALL / long)
+        rows = yield from self._look(first, [0])
         quarters = {0}
         if not self._is_portrait(rows):
+            small = self._draw(first, min(1.0, _SMALL / long))
             turned = yield from self._look(small, [0, 1, 2, 3] if whole else [1, 2, 3])
             turned = _distinct(turned if whole else torch.cat([rows, turned]))
             quarters |= {*turned[turned[:, 14] >= _SURE, 15].int().tolist()}

@@ -222,11 +222,11 @@ class FaceTracker:
         return list(tracks.values())
 
     def _read(self, tracks: list[_Track]) -> list[TrackedFace]:
-        tracks = sorted(tracks, key=lambda track: -track.pose.score * track.pose.side)
+        tracks = sorted(tracks, key=lambda track: track.pose.rank(), reverse=True)
         crops = [track.face for track in tracks]
         faces, read = read_faces(self._model, crops, self._tta, self._precision), []
         for track, face in zip(tracks, faces, strict=True):
-            raw, old = face.probabilities or {}, track.average
+            raw, old = face.probabilities, track.average
             fade = math.exp((track.seen - self._now) / self._smooth) if self._smooth else 0
             track.weight = 1 + track.weight * fade
             for name, value in raw.items():
