@@ -325,6 +325,36 @@ def compare() -> str:
     return table(*rows)
 
 
+def robustness() -> str:
+    found = read("robustness.json")
+    names = [name for name in dict.fromkeys((*read_configs(), *found)) if name in found]
+    columns = [describe_robustness(found[name]) for name in names]
+    return table(
+        ("right, in %", *(f"`{name}`" for name in names)),
+        *((title, *(of[title] for of in columns)) for title in columns[0]),
+    )
+
+
+def describe_robustness(of: Mapping[str, Any]) -> dict[str, str]:
+    """A column of the table, by the titles of its rows."""
+    clean, mean, again = of["untouched"], of["mean"], of["found_again"]
+    cells = {"untouched": percent(clean["accuracy"], 1)}
+    for kind, found in of["kinds"].items():
+        shares = [percent(one["accuracy"], 1) for one in found.values()]
+        cells[f"{kind}: {' / '.join(found)}"] = " / ".join(shares)
+    cells["mean of these 45"] = percent(mean["accuracy"], 1)
+    for title, key in (("mean confidence", "confidence"), ("calibration error (ECE)", "ece")):
+        cells[f"{title}, untouched / mean"] = f"{clean[key]:.3f} / {mean[key]:.3f}"
+    sure = percent(mean["sure"], 1), percent(mean["sure_and_right"] / mean["sure"], 1)
+    cells["of the 45, those sure from 0.5 on / right of those, %"] = " / ".join(sure)
+    for roll, one in again.items():
+        shares = [
+            percent(one[f"accuracy_{key}"], 1) for key in ("of_crops", "through_detect_faces")
+        ]
+        cells[f"pasted, turned by {roll} degrees: the crop / found again"] = " / ".join(shares)
+    return cells
+
+
 def machine(found: Mapping[str, Any]) -> str:
     return f"{found['machine']}, {found['threads']} threads, PyTorch {found['torch']}"
 
@@ -385,7 +415,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "views": views, "classes": classes, "confusion": confusion, "ckplus": ckplus,
     "tables": tables, "faces": faces, "photos": photos, "readings": readings, "tried": tried,
     "widths": widths, "speed": speed, "speed-line": speed_line,
-    "photo-speed": photo_speed,
+    "photo-speed": photo_speed, "robustness": robustness,
 }  # fmt: skip
 
 

@@ -286,7 +286,7 @@ def make_onnxruntime(model: ImprovedVGG19) -> Reader:
     return lambda images: session.run(None, {"faces": images[:, None] / np.float32(255)})[0]
 
 
-def make_fer(_: ImprovedVGG19) -> Reader:
+def make_fer(_: ImprovedVGG19 | None = None) -> Reader:
     """fer on PyPI, with its own network; no face is looked for, the picture is one."""
     from fer.fer import FER
 
@@ -299,7 +299,10 @@ def make_fer(_: ImprovedVGG19) -> Reader:
     return call
 
 
-PEERS = {"onnxruntime": make_onnxruntime, "fer": make_fer}
+PEERS: dict[str, Callable[[ImprovedVGG19], Reader]] = {
+    "onnxruntime": make_onnxruntime,
+    "fer": make_fer,
+}
 
 
 def time_peers(
