@@ -83,7 +83,7 @@ def fast_forward(model: nn.Module, precision: Precision) -> Callable[[Tensor], T
         dtype = torch.bfloat16 if len(x) >= narrow_from else torch.float32
         with torch.no_grad(), torch.autocast(device.type, enabled=False):
             x = cut_centre(x).to(device, torch.float32)
-            x = ((x - model.mean) / model.std).to(dtype)
+            x = model.normalise(x).to(dtype)
             count = max(1, -(-len(x) // _PART)) if device.type == "cpu" else 1
             maps = [_run(model.features, part, layouts) for part in x.tensor_split(count)]
             x = model.avgpool(torch.cat(maps).to(stored)).flatten(1)

@@ -19,7 +19,7 @@ from ferfacenet.images import FLOAT_SLACK, Image, Photo, named, open_photo
 from ferfacenet.model import unwrap
 from ferfacenet.reading import Errors, attempt, is_one, result, search_ahead
 from ferfacenet.threads import evaluating
-from ferfacenet.transforms import BLANK, CROP, SIZE, TTA, VIEW_COUNTS, take_centre, views
+from ferfacenet.transforms import CROP, SIZE, TTA, VIEW_COUNTS, is_blank, take_centre, views
 
 Align: TypeAlias = Literal["auto", True, False]
 
@@ -209,7 +209,7 @@ def _prepare(
         ready = images.detach().float()
         low, high = ready.flatten(1).aminmax(dim=1)
         # What cannot be used is taken one by one, so that the error has a position.
-        if ((low >= -FLOAT_SLACK) & (high <= 1 + FLOAT_SLACK) & (high - low >= BLANK)).all():
+        if ((low >= -FLOAT_SLACK) & (high <= 1 + FLOAT_SLACK) & ~is_blank(ready)).all():
             yield from ready.split(size) if len(ready) else ()
             return
     nan = torch.full(shape, torch.nan, dtype=torch.float32, device="cpu")

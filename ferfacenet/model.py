@@ -19,8 +19,11 @@ FER2013_CATEGORIES = (
 #: (printed by ``python tools/_fer2013.py fer2013.csv``).
 MEAN, STD = 0.5077, 0.2550
 
-#: The buffers that ``config.json`` keeps, not ``model.safetensors``.
-CALIBRATION = ("mean", "std", "temperature")
+#: The standard deviation within one such image, and the least that is no error of rounding.
+DEVIATION, PLAIN = 0.21, 1e-5
+
+#: The buffers that ``config.json`` keeps, not ``model.safetensors``, and what they are at first.
+CALIBRATION = {"mean": MEAN, "std": STD, "temperature": 1.0, "levels": 0.0}
 
 _BLOCKS = ((2, 64), (2, 128), (4, 256), (4, 512), (4, 512))
 
@@ -72,10 +75,13 @@ class ImprovedVGG19(nn.Module):
 
     Attributes:
         categories: names of the output classes, or None if the model was not given any;
-            ``load_pretrained`` sets it, like the next three.
-        mean, std: buffers; the normalisation the weights were trained with. A plain number can
-            be assigned, here and to the next; a state dict without them leaves them as they are.
+            ``load_pretrained`` sets it, like the next four.
+        mean, std: buffers; the normalisation the weights were trained with. A plain number can be
+            assigned, here and to the next two; a state dict without them leaves them as they are.
         temperature: a buffer; what the logits are divided by.
+        levels: a buffer; 1: each view is first brought to one mean and standard deviation, so that
+            neither brightness nor contrast matters, but for what is clipped, and a view of one
+            plain colour is answered by NaN; 0: pixels are taken as they are.
         mode_changes: how often ``train`` or ``eval`` was called; ``predict_proba`` tells by it
             that what it keeps of the weights may be old.
 
@@ -88,6 +94,7 @@ class ImprovedVGG19(nn.Module):
     mean: Tensor
     std: Tensor
     temperature: Tensor
+    levels: Tensor
     mode_changes: int = 0
 
     def __init__(
@@ -129,7 +136,7 @@ class ImprovedVGG19(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
                 assert module.bias is not None
                 nn.init.zeros_(module.bias)
-        for name, number in zip(CALIBRATION, (MEAN, STD, 1.0), strict=True):
+        for name, number in CALIBRATION.items():
             self.register_buffer(name, torch.tensor(number, dtype=torch.float32))
         self.reset_classifier(num_classes)
 
@@ -191,8 +198,22 @@ class ImprovedVGG19(nn.Module):
         if not x.is_floating_point():
             raise TypeError(f"ImprovedVGG19 needs float pixels in [0, 1], got {x.dtype}")
         x = x if self.training else cut_centre(x)
-        features: Tensor = self.features((x - self.mean) / self.std)
+        # In training a plain view must not spoil those beside it.
+        plain = torch.inf if self.training else torch.nan
+        features: Tensor = self.features(self.normalise(x, plain))
         return features
+
+    def normalise(self, x: Tensor, plain: float = torch.nan) -> Tensor:
+        """Views (N, in_channels, H, W), pixels in [0, 1], as the convolutions see them; with
+        ``levels``, ``plain`` is the standard deviation of those of one plain colour, which have
+        no expression: NaN makes NaN of them, infinity zeros."""
+        mean = x.mean((1, 2, 3), keepdim=True)  # torch.var_mean warns of a batch of none
+        variance = (x - mean).square().mean((1, 2, 3), keepdim=True)
+        deviation = variance.masked_fill(variance <= PLAIN**2, plain).sqrt()
+        # Where an "if" would do: traces and exports would keep one of its branches.
+        levelled = self.levels > 0
+        centre = torch.where(levelled, mean, self.mean)
+        return (x - centre) / torch.where(levelled, deviation * (self.std / DEVIATION), self.std)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """(N, C, h, w) to logits (N, num_classes), divided by the temperature; with

@@ -12,7 +12,8 @@ from torch.nn import functional as F
 #: Side in pixels of a prepared face, and of the crops that the network sees (paper, IV-C).
 SIZE, CROP = 48, 44
 
-#: A face whose pixels differ by less than this, half a level of 256, shows nothing.
+#: A face whose pixels differ by less than this, half a level of 256, shows nothing. One that
+#: does is enough for a standard deviation above the model's ``PLAIN``, and so for an answer.
 BLANK = 0.5 / 255
 
 #: The views of a face that are averaged; None in its place is the centre alone.
@@ -67,9 +68,15 @@ def take_centre(x: Tensor) -> Tensor:
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
     square = resize(to_gray(x[:, top : top + side, left : left + side]))
-    if square.max() - square.min() < BLANK:
-        raise ValueError("all pixels are alike, so there is no expression")
+    if is_blank(square):
+        raise ValueError("all pixels inside the edge are alike, so there is no expression")
     return square
+
+
+def is_blank(x: Tensor) -> Tensor:
+    """Which of (..., 1, 48, 48) show nothing in what all their views share: (...) bool."""
+    low, high = x[..., SIZE - CROP : CROP, SIZE - CROP : CROP].flatten(-3).aminmax(dim=-1)
+    return high - low < BLANK
 
 
 def resize(x: Tensor) -> Tensor:

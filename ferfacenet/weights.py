@@ -50,7 +50,7 @@ class WeightsConfig:
         model_args: the arguments of :class:`~ferfacenet.ImprovedVGG19`, ``width`` only if not 1.
         weights_sha256: of ``model.safetensors``, 64 hex digits.
         categories: names of the output columns, one for each class.
-        mean, std, temperature: the model's buffers.
+        mean, std, temperature, levels: the model's buffers; a config without levels has 0.
         metrics: measured figures by name, for instance ``"PublicTest flip accuracy"``.
         license: of the weights, as the Hub abbreviates it.
         trained_on, selected_on, dataset_license: sentences for the model card.
@@ -64,6 +64,7 @@ class WeightsConfig:
     mean: float
     std: float
     temperature: float
+    levels: float
     metrics: dict[str, float]
     license: str
     trained_on: str
@@ -85,6 +86,8 @@ class WeightsConfig:
                 raise ValueError(f"{key} is {value!r}, where a number is not finite")
             if key in _RANGES and not _RANGES[key][0] <= value <= _RANGES[key][1]:
                 raise ValueError(f"{key} is {value!r}, not from {_RANGES[key]}")
+        if self.levels not in (0, 1):
+            raise ValueError(f"levels is {self.levels!r}, neither 0 nor 1")
         if not re.fullmatch("[0-9a-f]{64}", self.weights_sha256):
             raise ValueError(f"weights_sha256 is {self.weights_sha256!r}, not 64 hex digits")
         if wrong := sorted({"width", *self.model_args} ^ _MODEL_ARGS):
@@ -98,7 +101,7 @@ class WeightsConfig:
     def from_json(cls, data: bytes) -> WeightsConfig:
         """The checked config that ``data`` holds; ValueError saying what is wrong with it."""
         try:
-            raw = dict(json.loads(data))
+            raw: dict[str, Any] = {"levels": 0.0} | dict(json.loads(data))
         except (ValueError, TypeError, RecursionError) as error:
             raise DamagedError(f"it is no JSON object ({error})") from None
         if raw.get("format_version", 1) != 1:  # first, since another version has other keys
@@ -211,10 +214,10 @@ def save_pretrained(
     """Write ``config.json`` and ``model.safetensors``, so that ``load_pretrained`` reads them.
 
     The model may be in a wrapper (``DataParallel``, ``AveragedModel``, ``torch.compile``'s). The
-    config, which is returned, gets its ``categories``, ``mean``, ``std`` and ``temperature`` and
-    what is given here (see WeightsConfig). Weights of convolutions and linear layers are stored as
-    ``dtype`` (float16, bfloat16 or float32), all else as float32. Wherever it is interrupted, the
-    folder is loaded as it was before, or as it is saved here.
+    config, which is returned, gets its ``categories``, ``mean``, ``std``, ``temperature`` and
+    ``levels`` and what is given here (see WeightsConfig). Weights of convolutions and linear layers
+    are stored as ``dtype`` (float16, bfloat16 or float32), all else as float32. Wherever it is
+    interrupted, the folder is loaded as it was before, or as it is saved here.
 
     Raises:
         TypeError: the model is no ImprovedVGG19.

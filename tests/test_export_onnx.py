@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import PHOTO, PORTRAITS, ROOT, sharp
+from conftest import PHOTO, PORTRAITS, ROOT, faces, sharp
 from PIL import Image
 
-from ferfacenet import ImprovedVGG19, predict_faces, save_pretrained
+from ferfacenet import ImprovedVGG19, predict_faces, predict_proba, save_pretrained
 
 onnx = pytest.importorskip("onnx", reason="needs the onnx extra")
 pytest.importorskip("onnxscript", reason="needs the onnx extra")
@@ -63,6 +63,21 @@ def test_the_file_is_valid_and_says_what_it_is(written: tuple[Path, str]) -> Non
 def test_ten_crops(model: ImprovedVGG19) -> None:
     data = export_onnx.export(model, "ten_crop")
     assert export_onnx.check(data, model, "ten_crop") <= 1e-4
+
+
+def test_levels_hold_in_dark_faces_too(model: ImprovedVGG19) -> None:
+    levelled = copy.deepcopy(model)
+    levelled.levels.fill_(1)
+    session = onnxruntime.InferenceSession(export_onnx.export(levelled))
+    x = faces(5)
+    expected = predict_proba(levelled, x, precision="float32")
+    assert (expected - predict_proba(model, x)).abs().max() > 0.01
+    x = torch.cat([x, 0.05 * x, 0.3 * x + 0.2, torch.full_like(x[:1], 0.3)])
+    (found,) = session.run(["probabilities"], {"faces": x.numpy()})
+    torch.testing.assert_close(
+        torch.from_numpy(found[:15]), expected.repeat(3, 1), atol=1e-4, rtol=0
+    )
+    assert torch.from_numpy(found[15]).isnan().all()
 
 
 def test_nothing_is_written_if_the_check_fails(

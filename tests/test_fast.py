@@ -23,7 +23,7 @@ from ferfacenet.fast import Precision, fast_forward, prefers_bfloat16
 
 
 def make(width: float = 0.25, seed: int = 0, **settings: Any) -> ImprovedVGG19:
-    """A network in eval mode none of whose calibration values is the default."""
+    """A network in eval mode of which neither mean, std nor temperature is the default."""
     model = lively(ImprovedVGG19(width=width, **settings), seed)
     model.mean.fill_(0.4), model.std.fill_(0.3), model.temperature.fill_(0.7)
     return model
@@ -77,8 +77,11 @@ def test_equals_the_model(settings: dict[str, Any], sizes: tuple[int, ...], most
 
 
 def test_the_models_mode_has_no_say() -> None:
-    model = make(hidden_features=32)
-    expected = plain(model, views(9))
+    model, x = make(hidden_features=32), torch.cat([views(8), torch.ones(1, 1, 44, 44)])
+    model.levels = 1
+    assert fastly(model.train(), x).isnan().all(1).tolist() == [False] * 8 + [True]
+    model.levels = 0
+    expected = plain(model.eval(), views(9))
     assert_equal(fastly(model.train(), views(9)), expected)
     model.features[1].eval()
     assert_equal(fastly(model, views(9)), expected)
@@ -98,6 +101,8 @@ def test_decides_as_the_model_does_in_bfloat16_too() -> None:
 def test_equals_the_model_on_oblong_pictures_in_colour() -> None:
     model, x = make(in_channels=3), torch.rand(4, 3, 44, 60)
     assert_equal(fastly(model, x), plain(model, x))
+    model.levels = 1
+    assert_equal(fastly(model, 0.3 * x + 0.2), plain(model, x))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
@@ -188,6 +193,7 @@ CHANGES: dict[str, Callable[[Any], Any]] = {
     "new head": lambda model: (model.reset_classifier(4), nn.init.normal_(model.classifier.weight)),
     "eps": lambda model: setattr(model.features[1], "eps", 0.5),
     "calibration": lambda model: (model.mean.fill_(0.3), model.temperature.fill_(2)),
+    "levels": lambda model: model.levels.fill_(1),
 }
 
 

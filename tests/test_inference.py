@@ -35,6 +35,7 @@ from ferfacenet import (
     predict_proba,
     preprocess,
 )
+from ferfacenet.transforms import BLANK
 
 TTA = ("flip", "ten_crop", None)
 
@@ -198,6 +199,62 @@ def test_one_plain_colour_has_no_expression(vgg: ImprovedVGG19) -> None:
     with pytest.raises(ValueError, match=r"^images\[1\]: .*alike"):
         predict_proba(vgg, x)
     assert vgg(x).isfinite().all()
+
+
+@pytest.fixture(scope="module")
+def levelled(vgg: ImprovedVGG19) -> ImprovedVGG19:
+    model = copy.deepcopy(vgg)
+    model.levels = 1
+    return model
+
+
+@pytest.mark.parametrize("tta", TTA)
+def test_an_edge_round_one_plain_colour_has_no_expression(
+    levelled: ImprovedVGG19, tta: Any
+) -> None:
+    """Levels make NaN of a plain view; what passes for a picture shows something in each."""
+    x, read = faces(3), partial(predict_proba, levelled, tta=tta)
+    expected = read(x)
+    x[1, :, 4:44, 4:44] = 0.5
+    for images in (x, list(x)):
+        with pytest.raises(ValueError, match=r"^images\[1\]: .*alike"):
+            read(images)
+        found = read(images, errors="coerce")
+        assert found[1].isnan().all()
+        same(found[[0, 2]], expected[[0, 2]])
+    x[1] = 0.5
+    x[1, 0, 4, 43] += 1.01 * BLANK
+    assert read(x).isfinite().all()
+
+
+@pytest.mark.parametrize("tta", TTA)
+@pytest.mark.parametrize(("precision", "error"), [("float32", 1e-4), ("bfloat16", 0.03)])
+def test_with_levels_light_has_no_say(
+    vgg: ImprovedVGG19, levelled: ImprovedVGG19, tta: Any, precision: Any, error: float
+) -> None:
+    x, read = faces(5), partial(predict_proba, tta=tta, precision=precision, align=False)
+    large = nn.functional.interpolate(x, size=(120, 120), mode="bilinear")
+    hooked = copy.deepcopy(levelled)
+    hooked.classifier.register_forward_hook(lambda *_: None)
+    for bright in (x, list(x.numpy()[:, 0]), list(large.numpy()[:, 0])):
+        dark: Any = 0.3 * x + 0.2 if bright is x else [0.3 * one + 0.2 for one in bright]
+        assert (read(vgg, dark) - read(vgg, bright)).abs().max() > 0.1
+        for model in (levelled, hooked):
+            same(read(model, dark), read(model, bright), error)
+
+
+def test_with_levels_light_has_no_say_in_photos() -> None:
+    model = load_pretrained("fer2013-small")
+    model.levels = 1
+    for path in (PHOTO, PORTRAITS):
+        photo = np.asarray(Image.open(path).convert("RGB"))
+        dark = (0.3 * photo + 51).round().astype(np.uint8)
+        found = predict_faces(model, photo)
+        for other in (predict_faces(model, dark), FaceTracker(model).update(dark, 0)):
+            assert [face.label for face in other] == [face.label for face in found]
+        for face in found:
+            row = predict_proba(model, 0.3 * face.crop[None] + 0.2)[0].tolist()
+            assert row == pytest.approx(list(face.probabilities.values()), abs=1e-4)
 
 
 def test_predict_faces_reads_every_face(vgg: ImprovedVGG19) -> None:

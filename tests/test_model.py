@@ -25,9 +25,9 @@ SMALL = 0.25
 
 @pytest.fixture(scope="module")
 def model() -> ImprovedVGG19:
-    """A small network none of whose three calibration values is the default."""
+    """A small network none of whose calibration values is the default."""
     model = lively(ImprovedVGG19(width=SMALL))
-    model.mean, model.std, model.temperature = 0.4, 0.3, 1.7
+    model.mean, model.std, model.temperature, model.levels = 0.4, 0.3, 1.7, 1
     model.categories = tuple("abcdefg")
     return model
 
@@ -41,7 +41,8 @@ def x() -> Tensor:
 def logits(model: ImprovedVGG19, x: Tensor) -> Tensor:
     """What the model must say of ``x``, by its layers one after another."""
     with torch.no_grad():
-        embedding = model.features((x - 0.4) / 0.3).mean((2, 3))
+        deviation, mean = torch.std_mean(x, (1, 2, 3), correction=0, keepdim=True)
+        embedding = model.features((x - mean) / deviation * 0.21 / 0.3).mean((2, 3))
         found: Tensor = model.classifier(embedding) / 1.7
     assert found.std(0).max() > 0.03, "logits this alike would hide a wrong answer"
     return found
@@ -67,7 +68,8 @@ def test_layers_are_the_papers() -> None:
     # A bias, and BatchNorm's weight and bias, a channel; then the one linear layer.
     assert sum(p.numel() for p in model.parameters()) == weights + 3 * sum(CHANNELS) + 512 * 7 + 7
     assert model.training and model.categories == FER2013_CATEGORIES
-    assert (model.mean, model.std, model.temperature) == pytest.approx((MEAN, STD, 1))
+    assert [*CALIBRATION.values()] == [MEAN, STD, 1, 0]
+    assert [getattr(model, name) for name in CALIBRATION] == pytest.approx([MEAN, STD, 1, 0])
 
 
 @pytest.mark.parametrize(("height", "width"), [(32, 32), (44, 44), (33, 70)])
@@ -186,11 +188,36 @@ WAYS: dict[str, Callable[[ImprovedVGG19, Tensor], Callable[[Tensor], Tensor]]] =
 def test_the_same_answer(way: str, model: ImprovedVGG19, x: Tensor, logits: Tensor) -> None:
     other = WAYS[way](model, x)
     assert close(other(x), logits) and close(other(x[:1]), logits[:1])
+    assert close(other(0.05 * x), logits) and close(other(0.3 * x + 0.2), logits)
+    assert other(torch.cat([x[:1], torch.full_like(x[:1], 0.9)])).isnan().all(1).tolist() == [0, 1]
     if way in ("deepcopy", "pickle"):
         assert isinstance(other, ImprovedVGG19) and other.categories == model.categories
         other.temperature = 9.0
         next(other.parameters()).data.zero_()
         assert close(model(x), logits), "the copy shares the original's memory"
+
+
+def test_levels_are_of_the_view_and_once_is_enough(model: ImprovedVGG19, x: Tensor) -> None:
+    seen = model.normalise(x)
+    level = seen * model.std + model.mean
+    assert torch.allclose(level.mean((1, 2, 3)), model.mean)
+    assert torch.allclose(level.std((1, 2, 3), correction=0), torch.tensor(0.21))
+    assert torch.allclose(model.normalise(level), seen, atol=1e-5)
+    colour = torch.cat([x[:1], 0.1 * x[1:2], 0.5 * x[2:]], 1)  # whose channels keep their ratios
+    before, after = (of.std((2, 3)) for of in (colour, model.normalise(colour)))
+    assert torch.allclose(after / after[:, :1], before / before[:, :1])
+
+
+@pytest.mark.parametrize("levels", [0, 1])
+def test_a_plain_view_spoils_nothing_beside_it(levels: int, x: Tensor) -> None:
+    """Not the others of its batch in training, nor a gradient where levels have no say."""
+    model = lively(ImprovedVGG19(width=SMALL)).train(bool(levels))
+    model.levels = levels
+    x = torch.cat([x, torch.full_like(x[:1], 0.9)]).requires_grad_()
+    logits = model(x)
+    logits.square().sum().backward()
+    assert logits.isfinite().all() and x.grad is not None and x.grad.isfinite().all()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
@@ -203,8 +230,8 @@ def test_other_dtypes(model: ImprovedVGG19, x: Tensor, logits: Tensor, dtype: to
 def test_a_plain_number_fills_the_buffer() -> None:
     model = ImprovedVGG19(width=0.1)
     buffers = {name: getattr(model, name) for name in CALIBRATION}
-    model.mean, model.std, model.temperature = 0.25, 0.5, 2
-    assert [float(model.state_dict()[name]) for name in CALIBRATION] == [0.25, 0.5, 2]
+    model.mean, model.std, model.temperature, model.levels = 0.25, 0.5, 2, True
+    assert [float(model.state_dict()[name]) for name in CALIBRATION] == [0.25, 0.5, 2, 1]
     assert all(getattr(model, name) is buffer for name, buffer in buffers.items())
 
 
@@ -227,7 +254,7 @@ def test_public_checkpoints_load_and_leave_the_calibration(x: Tensor) -> None:
     assert str(rgb.load_state_dict(given)) == "<All keys matched successfully>"
     assert given.keys() == state.keys(), "the caller's own dict was changed"
     gray.load_state_dict({**state, "features.0.weight": state["features.0.weight"].sum(1, True)})
-    assert [float(gray.state_dict()[name]) for name in CALIBRATION] == [0, 1, 2]
+    assert [float(gray.state_dict()[name]) for name in CALIBRATION] == [0, 1, 2, 0]
     assert close(gray(x), rgb(x.expand(-1, 3, -1, -1)))
     for change in ({"features.1.running_var": None}, {"classifier.0.weight": x}):
         wrong = {key: value for key, value in (state | change).items() if value is not None}

@@ -351,8 +351,11 @@ def test_a_run_starts_from_the_weights_that_init_names(
 
 def test_a_thinner_run_begins_with_what_the_weights_know(tiny: Path, tmp_path: Path) -> None:
     wide = load_pretrained("fer2013-small")
-    wide.mean, narrow = 0.4, ImprovedVGG19(width=0.9 * wide.width)
-    thin(wide, narrow, faces(200)[..., 2:46, 2:46])
+    wide.mean, wide.levels, narrow = 0.4, 1, ImprovedVGG19(width=0.9 * wide.width)
+    some = faces(200)[..., 2:46, 2:46]
+    some[7] = 0.5  # shows nothing
+    thin(wide, narrow, some)
+    assert (narrow.mean, narrow.levels) == (wide.mean, 1)
     x = faces(200, 1)[..., 2:46, 2:46]
     assert (wide(x).argmax(1) == narrow(x).argmax(1)).float().mean() > 0.85
     options = [*TINY, "--epochs", "0", "--no-precise-bn", "--init", "fer2013-small"]

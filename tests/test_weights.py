@@ -72,6 +72,7 @@ def test_saved_model_comes_back(dtype: torch.dtype, tmp_path: Path) -> None:
     model = ImprovedVGG19(5, in_channels=3, dropout=0.25, pool="avg", hidden_features=16)
     model.categories = ("a", "b", "c", "d", "e")
     model.mean, model.std, model.temperature = 0.4, 0.2, 1.5  # type: ignore[assignment]
+    model.levels = 1  # type: ignore[assignment]
     model.features[1].running_var.fill_(1e-9)  # would vanish in float16
     before = {key: value.clone() for key, value in model.state_dict().items()}
     config = save_pretrained(model, tmp_path / "new" / "folder", dtype=dtype, metrics=METRICS)
@@ -86,7 +87,7 @@ def test_saved_model_comes_back(dtype: torch.dtype, tmp_path: Path) -> None:
     assert all(parameter.requires_grad for parameter in loaded.parameters())
     assert loaded.categories == model.categories
     assert repr(loaded) == repr(model)  # the same layers, dropout and pooling included
-    assert (config.mean, config.std, config.temperature) == (0.4, 0.2, 1.5)
+    assert (config.mean, config.std, config.temperature, config.levels) == (0.4, 0.2, 1.5, 1)
     assert config.metrics == METRICS
     assert "width" not in config.model_args
     assert WeightsConfig.from_json(config.to_json()) == config
@@ -100,7 +101,7 @@ def test_what_is_written(saved: Path, whole: dict[str, Tensor]) -> None:
     with safe_open(saved / WEIGHTS_FILE, "pt") as file:
         assert file.metadata() == {"format": "pt"}
     config = json.loads((saved / CONFIG_FILE).read_text())
-    assert (config["mean"], config["std"], config["temperature"]) == (0.5077, 0.255, 1.25)
+    assert [config[name] for name in CALIBRATION] == [0.5077, 0.255, 1.25, 0]
     assert (config["license"], config["trained_on"], config["selected_on"]) == ("mit", "noise", "")
     assert config["model_args"]["width"] == 0.125  # present only where it is not 1
     assert (saved / WEIGHTS_FILE).stat().st_size < 2.2 * sum(t.numel() for t in tensors.values())
@@ -156,6 +157,10 @@ def test_loading_draws_no_random_number_and_asks_no_default(
         ({"mean": True}, "mean is True"),
         ({"std": 0}, "std is 0"),
         ({"temperature": -1.0}, r"temperature is -1\.0"),
+        ({"levels": 0.5}, r"levels is 0\.5"),
+        ({"levels": float("nan")}, "levels is nan"),
+        ({"levels": True}, "levels is True"),
+        ({"levels": None}, "levels is None"),
         ({"metrics": [1]}, "metrics is"),
         ({"metrics": {"loss": float("inf")}}, "metrics is .*not finite"),
         ({"dropout": float("nan")}, "model_args is .*not finite"),
@@ -181,6 +186,13 @@ def test_config_that_is_not_as_it_must_be(
     assert text.endswith("save it again with ferfacenet.save_pretrained, or fetch a whole copy")
     assert text.isprintable()
     assert len(text) < 2000
+
+
+def test_a_config_without_levels_has_none(folder: Path, whole: dict[str, Tensor]) -> None:
+    edit_config(folder, levels=1)
+    assert load_pretrained(folder).levels == 1
+    edit_config(folder, levels=...)
+    assert_whole(load_pretrained(folder), whole)
 
 
 @pytest.mark.parametrize("text", [b"", b"[]", b"null", b"\xff\xfe", b"[" * 100_000])
@@ -353,6 +365,10 @@ def test_saving_refuses_what_could_not_be_loaded(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="mean is nan"):
         save_pretrained(model, tmp_path)
     model.mean.fill_(0.5)
+    model.levels.fill_(2)
+    with pytest.raises(ValueError, match=r"levels is 2\.0"):
+        save_pretrained(model, tmp_path)
+    model.levels.fill_(0)
     with torch.no_grad():
         model.classifier.weight[0, 0] = 1e5
     with pytest.raises(ValueError, match=r"classifier\.weight has values that are not finite"):

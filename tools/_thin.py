@@ -73,13 +73,14 @@ def thin(trained: ImprovedVGG19, model: ImprovedVGG19, faces: Tensor) -> None:
     ends = [*starts[1:], len(old)]
     layers = [fuse_conv_bn_eval(*old[i : i + 2]) for i in starts]
     generator = torch.Generator().manual_seed(0)
-    model.mean.copy_(trained.mean)
-    model.std.copy_(trained.std)
+    for name in ("mean", "std", "levels"):
+        getattr(model, name).copy_(getattr(trained, name))
 
     def sample(maps: Tensor) -> Tensor:
         return torch.randperm(maps.shape[2] * maps.shape[3], generator=generator)[:POSITIONS]
 
-    whole = left = (faces - trained.mean) / trained.std  # in either network, layer after layer
+    # In either network, layer after layer; a plain face must not spoil the others.
+    whole = left = trained.normalise(faces, plain=torch.inf)
     for layer, user, start, end in zip(
         layers, [*layers[1:], classifiers[0]], starts, ends, strict=True
     ):
