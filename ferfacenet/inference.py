@@ -32,7 +32,7 @@ def preprocess(image: Image, *, align: Align = "auto") -> Tensor:
     The same picture gives the same tensor, to 1/255, whichever way it comes in; but JPEG files of
     5 megapixels and more are decoded at half of their size or less where their faces are large, and
     so may be framed a pixel or two otherwise. A 48x48 image is never resampled; any other is
-    resized once, bilinear and antialiased.
+    resized once, bicubic and antialiased.
 
     Args:
         image: one picture, as

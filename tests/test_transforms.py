@@ -29,17 +29,17 @@ Array = np.ndarray[Any, Any]
 
 
 def by_pillow(rgb: Array) -> torch.Tensor:
-    """Luma, centre square, antialiased bilinear, all in floats and by Pillow."""
+    """Luma, centre square, antialiased bicubic, all in floats and by Pillow."""
     luma = rgb.astype(np.float64) @ (0.299, 0.587, 0.114)
     side = min(luma.shape)
     top, left = (luma.shape[0] - side) // 2, (luma.shape[1] - side) // 2
     square = Image.fromarray(luma[top : top + side, left : left + side].astype(np.float32))
-    small = square.resize((48, 48), Image.Resampling.BILINEAR)
+    small = square.resize((48, 48), Image.Resampling.BICUBIC)
     return torch.from_numpy(np.array(small)[None] / 255)
 
 
 @pytest.mark.parametrize("shape", [(83, 130), (130, 83), (48, 49), (20, 31), (500, 301)])
-def test_preprocess_is_luma_centre_and_antialiased_bilinear(shape: tuple[int, int]) -> None:
+def test_preprocess_is_luma_centre_and_antialiased_bicubic(shape: tuple[int, int]) -> None:
     rgb = picture(*shape)
     found = preprocess(rgb, align=False)
     assert found.shape == (1, 48, 48) and found.dtype == torch.float32
