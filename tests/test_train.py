@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 import train
 from _augment import NUMBERS, Augmentation, augment
+from _degrade import spoil
 from _settings import Settings
 from _thin import thin
 from conftest import ROOT, csv_text, faces, votes_text
@@ -152,6 +153,9 @@ def test_wrong_arguments_are_named(whole: Path, tiny: Path, tmp_path: Path) -> N
         ([*new, *TINY, "--holdout", "2"], "--holdout is a share"),
         ([*new, *TINY, "--holdout", "0.1", "--fold", "1/5"], "give one of them"),
         ([*new, *TINY, "--teachers", "ckplus"], "categories"),
+        ([*new, *TINY, "--teachers", "ferplus", "--consistent"], "not --consistent"),
+        ([*new, *TINY, "--teacher-shares", "1"], "--teacher-shares are those of"),
+        ([*new, *TINY, "--teachers", "ferplus", "--teacher-shares", "1,2"], "a number above 0"),
         ([*new, *TINY, "--init", str(whole / "weights"), "--arch", "vgg19"], "other layers"),
     ):
         with pytest.raises(SystemExit, match=message):
@@ -391,7 +395,7 @@ def test_teachers_are_learned_from_and_asked_once(
     pixels = torch.tensor(faces.images)[:, None].float() / 255
     answers = [predict_proba(load_pretrained(name), pixels, tta="flip") for name in names]
     expected = 0.25 * F.one_hot(torch.from_numpy(faces.labels), 7)
-    expected = expected + 0.75 * torch.stack(answers).mean(0)
+    expected = expected + 0.75 * torch.stack(answers).log().mean(0).softmax(1)
     targets = load_file(run / "checkpoint.safetensors")["targets"]
     torch.testing.assert_close(targets, expected, atol=1e-5, rtol=0)
 
@@ -399,6 +403,31 @@ def test_teachers_are_learned_from_and_asked_once(
     (run / "config.json").write_text(json.dumps(config))
     train.main(["--resume", str(run), "--epochs", "2"])
     assert torch.equal(load_file(run / "checkpoint.safetensors")["targets"], targets)
+
+
+def test_teachers_of_other_classes_have_their_share(teacher: Path, tiny: Path) -> None:
+    config = train.Config(teachers=f"{teacher},ferplus", teacher_shares="3,1", amp="off")
+    faces = train.load(tiny).split("Training")
+    pixels = torch.tensor(faces.images)[:, None].float() / 255
+    own = predict_proba(load_pretrained(teacher), pixels)
+    plus = load_pretrained("ferplus")
+    rows = predict_proba(plus, pixels)
+    columns = [(plus.categories or ()).index(name) for name in config.categories]
+    expected = own**0.75 * rows[:, columns] ** 0.25
+    expected = expected / expected.sum(1, keepdim=True)
+    torch.testing.assert_close(train.taught(config, faces, torch.device("cpu")), expected)
+
+
+def test_a_run_with_levels_gives_weights_that_have_them(tiny: Path, tmp_path: Path) -> None:
+    init = ["--init", "fer2013-small", "--width", "0.375", "--out", str(tmp_path / "run")]
+    how = ["--levels", "--degrade", "0.5", "--epochs", "1", "--lr", "0", "--ema", "0"]
+    train.main(["--data", str(tiny), *TINY, *how, "--no-precise-bn", *init])
+    new, old = load_pretrained(tmp_path / "run" / "weights"), load_pretrained("fer2013-small")
+    assert (new.levels, old.levels) == (1, 0)
+    old.levels = 1  # type: ignore[assignment]
+    x = torch.rand(4, 1, 44, 44)
+    assert all(map(torch.equal, new.parameters(), old.parameters()))
+    assert torch.equal(new.normalise(x), old.normalise(x))
 
 
 def test_consistent_teachers_are_asked_about_each_batch(teacher: Path, tiny: Path) -> None:
@@ -584,3 +613,23 @@ def test_ranges_change_images_as_far_as_they_say() -> None:
     assert 0 <= x.min() < x.max() <= 1
     blank = (x == 0.5).float().mean((1, 2, 3))
     assert ((blank > 0.01) & (blank < 0.35)).all()
+
+
+def test_the_share_that_is_degraded_and_the_share_that_is_framed_anew() -> None:
+    blobs = torch.rand(400, 1, 6, 6, generator=torch.Generator().manual_seed(0))
+    faces = (F.interpolate(blobs, size=(48, 48), mode="bicubic").clamp(0, 1) * 255).byte()[:, 0]
+    drawn = torch.rand(400, NUMBERS, generator=torch.Generator().manual_seed(1))
+    spoiled = spoil(faces, drawn[:, 11], 0.3)
+    assert (spoiled.dtype, spoiled.shape) == (torch.uint8, faces.shape)
+    changed = (spoiled != faces).flatten(1).any(1)
+    assert 0.2 < changed.float().mean() < 0.4
+    alone = torch.cat([spoil(faces[i : i + 1], drawn[i : i + 1, 11], 0.3) for i in range(20)])
+    assert torch.equal(alone, spoiled[:20])  # whatever else is in the batch
+    how = Augmentation(rotate=15, scale=0.15, shift=0.08, degrade=0.3)
+    x = augment(faces, drawn, how)[:, 0]
+    cut = torch.zeros(400, dtype=torch.bool)
+    for index, (image, view) in enumerate(zip(spoiled.float() / 255, x, strict=True)):
+        windows = torch.stack([image, image.flip(1)]).unfold(1, 44, 1).unfold(2, 44, 1)
+        cut[index] = bool((windows - view).abs().amax((-1, -2)).min() < 1e-3)
+    assert 0.6 < cut.float().mean() < 0.8
+    assert 0.1 < (cut & changed).float().mean() < 0.3

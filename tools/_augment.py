@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from _degrade import spoil
 from torch import Tensor
 
 from ferfacenet.transforms import CROP, SIZE
@@ -19,7 +20,9 @@ class Augmentation:
     window as large as the crop is rotated by up to ``rotate`` degrees, scaled by up to
     ``scale``, and shifted by up to ``shift`` of the side. Half the images are mirrored either
     way. ``brightness`` and ``contrast`` are in units of the pixel range; ``erase`` is the
-    probability of blanking a rectangle of 2 to 25 % of the area.
+    probability of blanking a rectangle of 2 to 25 % of the area. With ``degrade`` that share of
+    the images is degraded as photos are, and another such share, drawn by itself, is rotated,
+    scaled and shifted; the rest is only cut.
     """
 
     crop: bool = False
@@ -29,6 +32,7 @@ class Augmentation:
     brightness: float = 0.0
     contrast: float = 0.0
     erase: float = 0.0
+    degrade: float = 0.0
 
 
 #: Random numbers each image needs.
@@ -45,6 +49,8 @@ def augment(images: Tensor, numbers: Tensor, how: Augmentation, size: int = CROP
     n = len(images)
     flip = numbers[:, 0] < 0.5
     signed = 2 * numbers[:, 1:7] - 1
+    if how.degrade:
+        images = spoil(images, numbers[:, 11], how.degrade)
     if how.crop:
         start = (numbers[:, 1:3] * (SIZE - CROP + 1)).long()
         span = torch.arange(CROP, device=images.device)
@@ -56,11 +62,19 @@ def augment(images: Tensor, numbers: Tensor, how: Augmentation, size: int = CROP
             x = F.interpolate(x, size=(size, size), mode="bilinear", antialias=True)
     else:
         angle = signed[:, 0] * (how.rotate * torch.pi / 180)
-        zoom = (1 + signed[:, 1] * how.scale) * (CROP / SIZE)
-        mirror = 1 - 2 * flip.float()
-        cos, sin = torch.cos(angle) * zoom, torch.sin(angle) * zoom
+        zoom = 1 + signed[:, 1] * how.scale
         # affine_grid's coordinates run from -1 to 1, so a shift of the whole side is 2.
-        shift_x, shift_y = 2 * how.shift * signed[:, 2], 2 * how.shift * signed[:, 3]
+        shifts = 2 * how.shift * signed[:, 2:4]
+        if how.degrade:
+            # The rest is shifted by whole pixels, so that nothing is blurred. The number also says
+            # where a rectangle is erased, which has nothing to do with it.
+            cut = numbers[:, 10] >= how.degrade
+            angle, zoom = angle.masked_fill(cut, 0), zoom.masked_fill(cut, 1)
+            whole = (signed[:, 2:4] * (SIZE - CROP + 1) / 2).round() * (2 / SIZE)
+            shifts = torch.where(cut[:, None], whole, shifts)
+        zoom, mirror = zoom * (CROP / SIZE), 1 - 2 * flip.float()
+        cos, sin = torch.cos(angle) * zoom, torch.sin(angle) * zoom
+        shift_x, shift_y = shifts.unbind(1)
         theta = torch.stack((cos * mirror, -sin, shift_x, sin * mirror, cos, shift_y), dim=1)
         grid = F.affine_grid(theta.view(n, 2, 3), [n, 1, size, size], align_corners=False)
         x = images[:, None].float() / 255

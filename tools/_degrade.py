@@ -7,6 +7,7 @@ the 256 levels of a file.
 from __future__ import annotations
 
 import io
+import random
 from collections.abc import Callable
 from typing import TypeAlias
 
@@ -124,3 +125,27 @@ def round_levels(x: Tensor) -> Tensor:
 def degrade(x: Tensor, kind: str, strength: float, generator: torch.Generator) -> Tensor:
     """Faces (N, 1, 48, 48) float32 in [0, 1], degraded in one way of ``KINDS``."""
     return round_levels(KINDS[kind](x, strength, generator))
+
+
+#: What training draws from: the least and the greatest strength of each kind.
+TRAINED = {
+    "gain": (0.06, 0.6), "clipped": (1.2, 2.5), "gamma": (0.4, 3.0), "offset": (-0.35, 0.45),
+    "shadow": (0.1, 0.6), "blur": (0.4, 2.2), "motion blur": (3, 9), "enlarged": (60, 300),
+    "shrunk": (14, 40), "JPEG": (8, 70), "noise": (0.02, 0.14), "shot noise": (15, 200),
+    "covered": (-0.49, 2.49),
+}  # fmt: skip
+
+
+def spoil(images: Tensor, numbers: Tensor, share: float) -> Tensor:
+    """Images (N, 48, 48) uint8, of which about the ``share`` is degraded, in one way or, a third of
+    them, in two. A number for each, (N,), uniform in [0, 1), decides which and how."""
+    images = images.clone()
+    for index, seed in enumerate((numbers * 2**24).long().tolist()):  # as many as there may be
+        draw, generator = random.Random(seed), torch.Generator().manual_seed(seed)
+        if draw.random() >= share:
+            continue
+        x = images[index].cpu()[None, None] / 255
+        for kind in draw.sample(list(TRAINED), draw.choice((1, 1, 2))):
+            x = degrade(x, kind, draw.uniform(*TRAINED[kind]), generator)
+        images[index] = (x[0, 0] * 255).round()
+    return images

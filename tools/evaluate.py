@@ -44,12 +44,13 @@ VIEWS = {"flip": [4, 9], "ten_crop": [*range(10)], "none": [4]}
 
 
 def predict(
-    model: ImprovedVGG19, images: npt.NDArray[np.uint8], tta: TTA | None, title: str
-) -> Tensor:
+    model: ImprovedVGG19, images: npt.NDArray[np.uint8], tta: TTA | None, title: str,
+    precision: Precision = "auto",
+) -> Tensor:  # fmt: skip
     """``predict_proba`` of (N, 48, 48) faces, with a progress bar: (N, C)."""
     x = torch.tensor(images)[:, None] / 255
     parts = tqdm(x.split(256), desc=title, leave=False, disable=not sys.stderr.isatty())
-    return torch.cat([predict_proba(model, part, tta=tta) for part in parts])
+    return torch.cat([predict_proba(model, part, tta=tta, precision=precision) for part in parts])
 
 
 @torch.no_grad()

@@ -68,6 +68,9 @@ class Config(Settings):
     labels: Literal["fer2013", "ferplus"] = "fer2013"  # ferplus: each image's votes, 8 classes
     votes_weight: float = 0.0  # weight of an auxiliary head's loss on the FER+ votes
     teachers: str = ""  # weights, as a,b, whose mean probabilities are learned besides the labels
+    teacher_shares: str = (
+        ""  # their shares, as 0.8,0.2, in a geometric mean; of equal ones if empty
+    )
     teacher_weight: float = 0.5  # their share; the labels have the rest
     consistent: bool = False  # they see each batch as it is augmented, not each face once
     embedding_weight: float = 0.0  # weight of predicting the consistent teachers' embeddings
@@ -110,6 +113,11 @@ _THIN = _RELEASE | {
     "shift": 0.06, "erase": 0.1, "calm": 0.12,
     "epochs": 26, "batch_size": 128, "lr": 0.01, "warmup": 0.05, "ema": 0.998,
 }  # fmt: skip
+_ROBUST = _THIN | {
+    "levels": True, "degrade": 0.5, "teacher_weight": 1.0, "votes_weight": 0.0,
+    "rotate": 15.0, "scale": 0.15, "shift": 0.08, "brightness": 0.0, "contrast": 0.0, "calm": 0.0,
+    "epochs": 12, "lr": 0.01,
+}  # fmt: skip
 RECIPES: dict[str, dict[str, Any]] = {
     "paper": {},
     "release": _RELEASE,
@@ -117,6 +125,11 @@ RECIPES: dict[str, dict[str, Any]] = {
         "init": "fer2013", "teachers": "fer2013", "teacher_weight": 0.9, "consistent": True,
         "embedding_weight": 30.0, "rounds": 8, "votes_correction": 0.1,
         "calm": 0.05, "epochs": 60, "lr": 0.02,
+    },
+    "robust": _ROBUST | {"init": "fer2013-small", "teachers": "fer2013-small"},
+    "photos": _ROBUST | {
+        "init": "fer2013-small", "teachers": "fer2013,fer2013-small,ferplus",
+        "teacher_shares": "0.5,0.3,0.2", "votes_correction": 0.1, "epochs": 13, "lr": 0.015,
     },
     "ferplus": _THIN | {
         "labels": "ferplus", "init": "fer2013-small", "teacher_weight": 0.7, "votes_weight": 0.0,
@@ -137,6 +150,8 @@ def parse(arguments: list[str] | None = None) -> tuple[Config, Path]:
         raise SystemExit("--votes is needed: FER+'s fer2013new.csv (or --votes-weight 0)")
     if (config.consistent or config.votes_correction) and not config.teachers:
         raise SystemExit("--consistent and --votes-correction are about --teachers: name some")
+    if config.teacher_shares and (config.consistent or not config.teachers):
+        raise SystemExit("--teacher-shares are those of --teachers that are not --consistent")
     if config.embedding_weight and not config.consistent:
         raise SystemExit("--embedding-weight is about --consistent teachers (or give 0)")
     if config.every < 1:
@@ -186,17 +201,26 @@ def start_from(config: Config, network: ImprovedVGG19, images: Tensor) -> None:
 def load_teachers(config: Config, device: torch.device) -> list[ImprovedVGG19]:
     names = config.teachers
     models = [load_init(name, "--teachers").to(device) for name in names.split(",")]
-    if any(model.categories != config.categories for model in models):
+    if any(not set(config.categories) <= set(model.categories or ()) for model in models):
         known = ", ".join(config.categories)
         raise SystemExit(f"--teachers {names}: not all have the categories {known}")
     return models
 
 
 def taught(config: Config, faces: Faces, device: torch.device) -> Tensor:
-    """The mean of what the networks say of each face and its mirror: (N, C) float32."""
+    """What the networks say of each face and its mirror, (N, C) float32: their geometric mean, each
+    with its share, over the classes that are to be learned."""
     models = load_teachers(config, device)
-    answers = [predict(model, faces.images, "flip", "asking teachers") for model in models]
-    return torch.stack(answers).mean(0).to(device)
+    shares = [float(s) for s in config.teacher_shares.split(",") if s] or [1.0] * len(models)
+    if len(shares) != len(models) or min(shares) <= 0:
+        raise SystemExit("--teacher-shares needs a number above 0 for each of --teachers")
+    precision: Precision = "bfloat16" if config.narrow(device) else "float32"
+    logits = torch.zeros(len(faces), len(config.categories))
+    for model, share in zip(models, shares, strict=True):
+        rows = predict(model, faces.images, "flip", "asking teachers", precision)
+        columns = [(model.categories or ()).index(name) for name in config.categories]
+        logits += share / sum(shares) * rows[:, columns].clamp_min(1e-12).log()
+    return logits.softmax(1).to(device)
 
 
 def consistent_teacher(config: Config, device: torch.device) -> tuple[Teacher, int]:
@@ -206,6 +230,10 @@ def consistent_teacher(config: Config, device: torch.device) -> tuple[Teacher, i
     face once (Beyer et al., "Knowledge distillation: A good teacher is patient and consistent").
     """
     models, compiled, bf16 = load_teachers(config, device), config.compile, config.narrow(device)
+    if any(model.categories != config.categories for model in models):
+        raise SystemExit(
+            f"--teachers {config.teachers}: --consistent ones have the same categories"
+        )
     heads = [(model.classifier, model.temperature.clone()) for model in models]
     for model in models:
         model.reset_classifier(0)  # it returns its embedding then; the temperature becomes 1
@@ -310,6 +338,7 @@ def make_trainer(
     network = build(config)
     if config.init and not resumed:
         start_from(config, network, torch.from_numpy(training.images))
+    network.levels.fill_(config.levels)
     votes = odds = None
     teacher: Tensor | Teacher | None = None
     embeddings = 0
