@@ -153,7 +153,9 @@ def test_wrong_arguments_are_named(whole: Path, tiny: Path, tmp_path: Path) -> N
         ([*new, *TINY, "--holdout", "2"], "--holdout is a share"),
         ([*new, *TINY, "--holdout", "0.1", "--fold", "1/5"], "give one of them"),
         ([*new, *TINY, "--teachers", "ckplus"], "categories"),
-        ([*new, *TINY, "--teachers", "ferplus", "--consistent"], "not --consistent"),
+        ([*new, *TINY, "--teachers", "ferplus", "--consistent"], "have the same categories"),
+        ([*new, *TINY, "--keep", "0.5"], "--keep is the share"),
+        ([*new, *TINY, "--init", "ferplus", "--keep", "0.5"], "nothing to --keep"),
         ([*new, *TINY, "--teacher-shares", "1"], "--teacher-shares are those of"),
         ([*new, *TINY, "--teachers", "ferplus", "--teacher-shares", "1,2"], "a number above 0"),
         ([*new, *TINY, "--init", str(whole / "weights"), "--arch", "vgg19"], "other layers"),
@@ -428,6 +430,20 @@ def test_a_run_with_levels_gives_weights_that_have_them(tiny: Path, tmp_path: Pa
     x = torch.rand(4, 1, 44, 44)
     assert all(map(torch.equal, new.parameters(), old.parameters()))
     assert torch.equal(new.normalise(x), old.normalise(x))
+
+
+def test_what_init_knew_is_kept_in_part(teacher: Path, tiny: Path, tmp_path: Path) -> None:
+    begin = ["--data", str(tiny), *TINY, "--init", str(teacher), "--epochs", "1"]
+    found = {}
+    for keep in ("0", "0.25"):
+        train.main([*begin, "--keep", keep, "--out", str(tmp_path / keep)])
+        found[keep] = load_pretrained(tmp_path / keep / "weights-float32").state_dict()
+    old = load_pretrained(teacher).state_dict()
+    for name, value in found["0"].items():
+        if name.startswith(("features", "classifier")) and value.is_floating_point():
+            expected = torch.lerp(value, old[name], 0.25)
+            torch.testing.assert_close(found["0.25"][name], expected)
+    assert not torch.equal(found["0"]["features.0.weight"], old["features.0.weight"])
 
 
 def test_consistent_teachers_are_asked_about_each_batch(teacher: Path, tiny: Path) -> None:

@@ -81,6 +81,9 @@ class Config(Settings):
     fold: Literal["", "1/5", "2/5", "3/5", "4/5", "5/5"] = ""  # a fifth that is kept out
     limit: int = 0  # train on the first so many images only; 0 for all
     init: str = ""  # weights to start from, a name, folder or Hub id; fresh ones if empty
+    keep: float = (
+        0.0  # in the end the weights are averaged with those of init, which have this share
+    )
     every: int = 1  # epochs from one test and checkpoint to the next; the last is always tested
     minutes: float = 0.0  # as many epochs as fit into this time, whatever --epochs says
 
@@ -116,7 +119,7 @@ _THIN = _RELEASE | {
 _ROBUST = _THIN | {
     "levels": True, "degrade": 0.5, "teacher_weight": 1.0, "votes_weight": 0.0,
     "rotate": 15.0, "scale": 0.15, "shift": 0.08, "brightness": 0.0, "contrast": 0.0, "calm": 0.0,
-    "epochs": 12, "lr": 0.01,
+    "epochs": 12, "lr": 0.01, "keep": 0.25,
 }  # fmt: skip
 RECIPES: dict[str, dict[str, Any]] = {
     "paper": {},
@@ -154,6 +157,8 @@ def parse(arguments: list[str] | None = None) -> tuple[Config, Path]:
         raise SystemExit("--teacher-shares are those of --teachers that are not --consistent")
     if config.embedding_weight and not config.consistent:
         raise SystemExit("--embedding-weight is about --consistent teachers (or give 0)")
+    if not 0 <= config.keep < 1 or (config.keep and not config.init):
+        raise SystemExit("--keep is the share, from 0 to 1, of the weights of --init: name some")
     if config.every < 1:
         raise SystemExit("--every counts epochs, from 1")
     if not config.epochs and not config.init:
@@ -181,6 +186,8 @@ def start_from(config: Config, network: ImprovedVGG19, images: Tensor) -> None:
     """Give the network the weights of ``config.init``; if it is thinner, thinned on some of the
     training images (N, 48, 48) uint8."""
     name, weights = config.init, load_init(config.init)
+    if config.keep and (weights.categories, weights.width) != (config.categories, network.width):
+        raise SystemExit(f"--init {name}: other classes or another width, so nothing to --keep")
     weights.temperature.fill_(1)  # which was fitted to them as they are
     if weights.categories != config.categories:
         change_categories(weights, config.categories)
@@ -196,6 +203,21 @@ def start_from(config: Config, network: ImprovedVGG19, images: Tensor) -> None:
     except RuntimeError as error:
         remedy = "--arch, --pool, --width, --batch-norm and --hidden-features must be its own"
         raise SystemExit(f"--init {name}: other layers; {remedy}.\n{error}") from error
+
+
+@torch.no_grad()
+def average_with(network: ImprovedVGG19, weights: ImprovedVGG19, share: float) -> None:
+    """Move all weights of ``network`` by a ``share`` of the way to others of the same kind.
+
+    Half-way to where a fine-tuned network began, most of what it has learned is there, and what
+    it has forgotten is there again (Wortsman et al., "Robust fine-tuning of zero-shot models",
+    2022). BatchNorm's statistics go the same way: measured anew, they serve it less.
+    """
+    of, theirs = network.features, weights.features
+    for part, other in ((of, theirs), (network.classifier, weights.classifier)):
+        for name, value in other.state_dict().items():
+            if value.is_floating_point():
+                part.state_dict()[name].lerp_(value.to(network.mean.device), share)
 
 
 def load_teachers(config: Config, device: torch.device) -> list[ImprovedVGG19]:
@@ -274,6 +296,7 @@ def trained_on(config: Config, images: int, given: int) -> str:
     text += f", of {given:,}" * (images < given) + f", {config.epochs} epochs"
     if config.init:
         text += f", from the weights {name_of(config.init)}"
+        text += f", with which they are averaged: these have {config.keep:.0%}" * (config.keep > 0)
     if config.teachers:
         text += ", taught by " + " and ".join(map(name_of, config.teachers.split(",")))
     if config.labels == "ferplus":
@@ -438,6 +461,8 @@ def main(arguments: list[str] | None = None, answers: Answers | None = None) -> 
         if not config.epochs and config.precise_bn:  # else train_epoch does it, after the last one
             trainer.measure_batch_norm()
         config = train(config, out, trainer, tests, state)
+        if config.keep:
+            average_with(trainer.average, load_init(config.init), config.keep)
         if trainer.rank == 0 and config.arch == "improved" and config.batch_norm:
             for folder, dtype in (("weights", torch.float16), ("weights-float32", torch.float32)):
                 save_pretrained(
