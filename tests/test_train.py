@@ -154,6 +154,9 @@ def test_wrong_arguments_are_named(whole: Path, tiny: Path, tmp_path: Path) -> N
         ([*new, *TINY, "--holdout", "0.1", "--fold", "1/5"], "give one of them"),
         ([*new, *TINY, "--teachers", "ckplus"], "categories"),
         ([*new, *TINY, "--teachers", "ferplus", "--consistent"], "have the same categories"),
+        ([*new, *TINY, "--favour", "joy=1"], "no class joy"),
+        ([*new, *TINY, "--favour", "fear"], "give numbers"),
+        ([*new, *TINY, "--favour", "fear=1", "--hidden-features", "9"], "the only one"),
         ([*new, *TINY, "--keep", "0.5"], "--keep is the share"),
         ([*new, *TINY, "--init", "ferplus", "--keep", "0.5"], "nothing to --keep"),
         ([*new, *TINY, "--teacher-shares", "1"], "--teacher-shares are those of"),
@@ -436,12 +439,15 @@ def test_what_init_knew_is_kept_in_part(teacher: Path, tiny: Path, tmp_path: Pat
     begin = ["--data", str(tiny), *TINY, "--init", str(teacher), "--epochs", "1"]
     found = {}
     for keep in ("0", "0.25"):
-        train.main([*begin, "--keep", keep, "--out", str(tmp_path / keep)])
+        favour = ["--favour", "fear=0.5"] if keep == "0.25" else []
+        train.main([*begin, "--keep", keep, *favour, "--out", str(tmp_path / keep)])
         found[keep] = load_pretrained(tmp_path / keep / "weights-float32").state_dict()
     old = load_pretrained(teacher).state_dict()
     for name, value in found["0"].items():
         if name.startswith(("features", "classifier")) and value.is_floating_point():
             expected = torch.lerp(value, old[name], 0.25)
+            if name == "classifier.bias":
+                expected[2] += 0.5
             torch.testing.assert_close(found["0.25"][name], expected)
     assert not torch.equal(found["0"]["features.0.weight"], old["features.0.weight"])
 

@@ -81,8 +81,9 @@ class Config(Settings):
     fold: Literal["", "1/5", "2/5", "3/5", "4/5", "5/5"] = ""  # a fifth that is kept out
     limit: int = 0  # train on the first so many images only; 0 for all
     init: str = ""  # weights to start from, a name, folder or Hub id; fresh ones if empty
-    keep: float = (
-        0.0  # in the end the weights are averaged with those of init, which have this share
+    keep: float = 0.0  # share of the weights of init in the average that is taken in the end
+    favour: str = (
+        ""  # classes that are to be named more often, with what their logits gain, as fear=1
     )
     every: int = 1  # epochs from one test and checkpoint to the next; the last is always tested
     minutes: float = 0.0  # as many epochs as fit into this time, whatever --epochs says
@@ -90,6 +91,19 @@ class Config(Settings):
     @property
     def categories(self) -> tuple[str, ...]:
         return FERPLUS_CATEGORIES if self.labels == "ferplus" else FER2013_CATEGORIES
+
+    @property
+    def gains(self) -> list[float]:
+        """What the logit of each class gains in the end."""
+        pairs = dict(pair.partition("=")[::2] for pair in self.favour.split(",") if pair)
+        if unknown := pairs.keys() - set(self.categories):
+            raise SystemExit(f"--favour {self.favour}: there is no class {', '.join(unknown)}")
+        try:
+            return [float(pairs.get(name, 0)) for name in self.categories]
+        except ValueError:
+            raise SystemExit(
+                f"--favour {self.favour}: give numbers, as fear=1,neutral=0.5"
+            ) from None
 
     def held(self, faces: Faces) -> npt.NDArray[np.bool_]:
         """Which of the faces, (N,), are kept out."""
@@ -133,6 +147,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "photos": _ROBUST | {
         "init": "fer2013-small", "teachers": "fer2013,fer2013-small,ferplus",
         "teacher_shares": "0.5,0.3,0.2", "votes_correction": 0.1, "epochs": 13, "lr": 0.015,
+        "keep": 0.4, "favour": "neutral=1.5,fear=1.4",
     },
     "ferplus": _THIN | {
         "labels": "ferplus", "init": "fer2013-small", "teacher_weight": 0.7, "votes_weight": 0.0,
@@ -159,6 +174,8 @@ def parse(arguments: list[str] | None = None) -> tuple[Config, Path]:
         raise SystemExit("--embedding-weight is about --consistent teachers (or give 0)")
     if not 0 <= config.keep < 1 or (config.keep and not config.init):
         raise SystemExit("--keep is the share, from 0 to 1, of the weights of --init: name some")
+    if any(config.gains) and (config.hidden_features or config.arch != "improved"):
+        raise SystemExit("--favour changes the last layer's bias, where that is the only one")
     if config.every < 1:
         raise SystemExit("--every counts epochs, from 1")
     if not config.epochs and not config.init:
@@ -296,9 +313,13 @@ def trained_on(config: Config, images: int, given: int) -> str:
     text += f", of {given:,}" * (images < given) + f", {config.epochs} epochs"
     if config.init:
         text += f", from the weights {name_of(config.init)}"
-        text += f", with which they are averaged: these have {config.keep:.0%}" * (config.keep > 0)
+        text += f", with which they are averaged in the end ({config.keep:.0%})" * bool(config.keep)
     if config.teachers:
         text += ", taught by " + " and ".join(map(name_of, config.teachers.split(",")))
+    if config.degrade:
+        text += f", {config.degrade:.0%} of the images degraded"
+    if config.favour:
+        text += f"; in the end logits were raised: {config.favour}"
     if config.labels == "ferplus":
         text += ", labelled by the votes of FER+"
     elif config.votes_weight or config.votes_correction:
@@ -463,6 +484,9 @@ def main(arguments: list[str] | None = None, answers: Answers | None = None) -> 
         config = train(config, out, trainer, tests, state)
         if config.keep:
             average_with(trainer.average, load_init(config.init), config.keep)
+        if any(config.gains):
+            bias = trainer.average.classifier.state_dict()["bias"]
+            bias += torch.tensor(config.gains, device=device)
         if trainer.rank == 0 and config.arch == "improved" and config.batch_norm:
             for folder, dtype in (("weights", torch.float16), ("weights-float32", torch.float32)):
                 save_pretrained(
