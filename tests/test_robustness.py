@@ -245,3 +245,12 @@ def test_fer_is_given_the_levels_of_a_file(monkeypatch: pytest.MonkeyPatch) -> N
     x = torch.zeros(3, 1, 48, 48)
     x[:, 0, 5, 5] = torch.tensor([0.25, 254.6 / 255, 1.0])
     assert robustness.read_by_fer()(x).tolist() == [[0, 64], [0, 255], [0, 255]]
+
+
+def test_what_true_probabilities_would_show_is_what_they_show() -> None:
+    rng = np.random.default_rng(1)
+    rows = torch.from_numpy(rng.normal(size=(3000, 7))).mul(2).softmax(1).numpy()
+    labels = (rng.random((3000, 1)) > rows.cumsum(1)[:, :-1]).sum(1)
+    expected = robustness.ece_if_calibrated(rows)
+    assert 0.5 * expected < robustness.calibration(rows, labels)[0] < 2 * expected < 0.05
+    assert robustness.ece_if_calibrated(np.eye(7)) == 0

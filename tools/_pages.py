@@ -315,13 +315,16 @@ def widths() -> str:
 def compare() -> str:
     titles = {
         "fer2013": "right by FER2013's labels", "ferplus": "by FER+'s",
-        "neutral_as_anger_or_sadness": "neutral taken for anger or sadness",
+        "neutral_as_anger_or_sadness": "neutral taken for anger or sadness", "fear": "fear found",
         "ckplus": "right on CK+", "ckplus_as_neutral": "CK+ taken for neutral",
         "ckplus_of_six": "right on CK+, of six",
     }  # fmt: skip
-    rows: list[tuple[Any, ...]] = [("in %", *titles.values())]
+    rows: list[tuple[Any, ...]] = [("in %", *titles.values(), "degraded")]
+    spoilt = read("robustness.json")
     for of in read("compare/compare.json")["rows"]:
-        rows.append((f"`{of['weights']}`", *(percent(of[key], 1) for key in titles)))
+        name = of["weights"]
+        mean = percent(spoilt[name]["mean"]["accuracy"], 1) if name in spoilt else ""
+        rows.append((f"`{name}`", *(percent(of[key], 1) for key in titles), mean))
     return table(*rows)
 
 
@@ -335,6 +338,21 @@ def robustness() -> str:
     )
 
 
+def sure() -> str:
+    """What share of faces is sure from 0.5 on, and right of those."""
+    rows: list[tuple[Any, ...]] = [
+        ("PublicTest, in %", "sure as it is", "right of these", "sure degraded", "right of these")
+    ]
+    for name, of in read("robustness.json").items():
+        cells = [
+            cell
+            for part in (of["untouched"], of["mean"])
+            for cell in (part["sure"], part["sure_and_right"] / part["sure"])
+        ]
+        rows.append((f"`{name}`", *(percent(cell, 0) for cell in cells)))
+    return table(*rows)
+
+
 def describe_robustness(of: Mapping[str, Any]) -> dict[str, str]:
     """A column of the table, by the titles of its rows."""
     clean, mean, again = of["untouched"], of["mean"], of["found_again"]
@@ -343,8 +361,13 @@ def describe_robustness(of: Mapping[str, Any]) -> dict[str, str]:
         shares = [percent(one["accuracy"], 1) for one in found.values()]
         cells[f"{kind}: {' / '.join(found)}"] = " / ".join(shares)
     cells["mean of these 45"] = percent(mean["accuracy"], 1)
-    for title, key in (("mean confidence", "confidence"), ("calibration error (ECE)", "ece")):
-        cells[f"{title}, untouched / mean"] = f"{clean[key]:.3f} / {mean[key]:.3f}"
+    titles = {
+        "mean confidence": "confidence", "calibration error (ECE)": "ece",
+        "ECE if its probabilities were true": "ece_if_calibrated",
+    }  # fmt: skip
+    for title, key in titles.items():
+        figures = [f"{part[key]:.3f}" if key in part else "" for part in (clean, mean)]
+        cells[f"{title}, untouched / mean"] = " / ".join(figures)
     sure = percent(mean["sure"], 1), percent(mean["sure_and_right"] / mean["sure"], 1)
     cells["of the 45, those sure from 0.5 on / right of those, %"] = " / ".join(sure)
     for roll, one in again.items():
@@ -415,7 +438,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "views": views, "classes": classes, "confusion": confusion, "ckplus": ckplus,
     "tables": tables, "faces": faces, "photos": photos, "readings": readings, "tried": tried,
     "widths": widths, "speed": speed, "speed-line": speed_line,
-    "photo-speed": photo_speed, "robustness": robustness,
+    "photo-speed": photo_speed, "robustness": robustness, "sure": sure,
 }  # fmt: skip
 
 

@@ -5,7 +5,9 @@
 asks the bundled weights for FER2013 and FER+, by centre and mirror, and writes
 docs/results/compare/compare.json. PrivateTest is measured by FER2013's labels and by FER+'s, CK+
 where it shows one of the six expressions that all know. An answer that is no class of the labels is
-wrong; of_six leaves all answers but the six out. None of the weights was trained on these images.
+wrong; of_six leaves all answers but the six out; fear is the share of faces labelled so by FER2013
+that are read so. None of the weights was trained on these images. The page has what robustness.py
+says of degraded ones beside.
 """
 
 from __future__ import annotations
@@ -59,6 +61,7 @@ def main(arguments: list[str] | None = None) -> None:
             "fer2013": float((of_private == by_fer2013).mean()),
             "ferplus": float((of_agreed == by_ferplus).mean()),
             "neutral_as_anger_or_sadness": float(upset.mean()),
+            "fear": float((of_private[by_fer2013 == "fear"] == "fear").mean()),
             "ckplus": float((of_posed == wanted).mean()),
             "ckplus_as_neutral": float((of_posed == "neutral").mean()),
             "ckplus_of_six": float((names[six][answers[:, six].argmax(1)] == wanted).mean()),

@@ -86,11 +86,20 @@ def score(
         "confidence": found[read].max(1).mean(),
         "commonest_share": counts.max() / len(labels),
         "ece": calibration(found[read], labels[read])[0],
+        "ece_if_calibrated": ece_if_calibrated(found[read]),
         "sure": sure.mean(),
         "sure_and_right": (sure & right).mean(),
     }
     rounded = {key: round(float(value), 5) for key, value in figures.items()}
     return rounded | {"commonest": names[int(counts.argmax())]}
+
+
+def ece_if_calibrated(probabilities: npt.NDArray[np.float64], draws: int = 20) -> float:
+    """The mean calibration error where labels are drawn from the ``probabilities`` themselves."""
+    drawn = np.random.default_rng(0).random((draws, len(probabilities), 1))
+    ends = probabilities.cumsum(1)
+    labels = (drawn > ends[:, :-1]).sum(2)
+    return fmean(calibration(probabilities, one)[0] for one in labels)
 
 
 def relabelled(public: Faces, votes: Path | None) -> Faces:
