@@ -218,7 +218,9 @@ class Trainer:
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Go on from the ``tensors`` of a checkpoint."""
-        self.kept.load_state_dict({name: tensors[name] for name in self.kept.state_dict()})
+        # What lacks a buffer that a network has since got leaves it as it is.
+        kept = self.kept.state_dict()
+        self.kept.load_state_dict({n: tensor for n, tensor in tensors.items() if n in kept})
         self.targets = tensors["targets"].to(self.device)
         for index, parameter in enumerate(self.parameters):
             # In the parameter's own layout, which the fused optimizer takes for granted.
