@@ -22,7 +22,7 @@ for face in ferfacenet.predict_faces(model, "photo.jpg"):
 ```
 
 The network takes pixels in [0, 1] and divides its logits by its temperature, {temperature}. Only
-`config.json` and `model.safetensors` are read; nothing is unpickled.
+`config.json` and `model.safetensors` are read; nothing is unpickled.{levels}
 
 ## Training
 
@@ -56,6 +56,10 @@ hire, grade, police, insure, diagnose or watch anybody.
 
 {license}
 """
+
+_LEVELS = """
+The network brings each view to one mean and standard deviation first, so that neither brightness
+nor contrast matters, but for what is clipped; a view of one plain colour is answered by NaN."""
 
 
 def card(name: str) -> str:
@@ -106,6 +110,7 @@ def card(name: str) -> str:
         categories=", ".join(config.categories[:-1]) + " and " + config.categories[-1],
         repo=repo,
         temperature=config.temperature,
+        levels=_LEVELS if config.levels else "",
         trained_on=config.trained_on,
         selected_on=config.selected_on,
         dataset_license=config.dataset_license,
