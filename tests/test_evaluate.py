@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import lzma
 from pathlib import Path
 from typing import Any
 
@@ -155,3 +156,11 @@ def test_two_weights_are_compared(tiny_csv: Path, weights: Path, tmp_path: Path)
     assert result["decisions_that_differ"]["flip"] == int(differ.sum()) > 0
     divergence = (wanted * (wanted / said).log()).sum(1).mean()
     assert result["kl_divergence"] == pytest.approx(float(divergence), abs=1e-4)
+
+    model.levels.fill_(1)  # and so has no answer for a plain image, which others guess at
+    save_pretrained(model, tmp_path / "other")
+    found = run(tiny_csv, weights, "--against", str(tmp_path / "other"))["kl_divergence"]
+    with lzma.open(tiny_csv, "at") as file:
+        file.write(f"0,{' '.join(['90'] * 48**2)},PublicTest\n")
+    result = run(tiny_csv, weights, "--against", str(tmp_path / "other"))
+    assert result["images"] == 8 and result["kl_divergence"] == pytest.approx(found)

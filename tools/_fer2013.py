@@ -25,6 +25,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from ferfacenet.model import FER2013_CATEGORIES
+from ferfacenet.transforms import CROP, SIZE
 from ferfacenet.weights import write_atomically
 
 SPLITS = ("Training", "PublicTest", "PrivateTest")
@@ -76,9 +77,9 @@ class Faces:
         return digest.hexdigest()
 
     def varied(self) -> npt.NDArray[np.bool_]:
-        """Which images, (N,), are not of one gray throughout, which shows no expression: twelve of
-        FER2013 are plain black."""
-        flat = self.images.reshape(len(self), -1)
+        """Which images, (N,), are not of one gray in what all their crops share, as those are that
+        show no expression: twelve of FER2013 are plain black."""
+        flat = self.images[:, SIZE - CROP : CROP, SIZE - CROP : CROP].reshape(len(self), -1)
         varied: npt.NDArray[np.bool_] = (flat != flat[:, :1]).any(1)
         return varied
 

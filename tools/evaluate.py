@@ -245,8 +245,9 @@ def main(arguments: list[str] | None = None) -> None:
     if other:
         found = crop_logits(other.to(options.device), part.images, "other crops", options.precision)
         result["decisions_that_differ"] = count_differences(logits, found)
+        varied = part.varied()
         said, wanted = (
-            average(of[:, VIEWS["flip"]], network.temperature.item())
+            average(of[varied][:, VIEWS["flip"]], network.temperature.item())
             for of, network in ((logits, model), (found, other))
         )
         result["kl_divergence"] = float(F.kl_div(said.log(), wanted, reduction="batchmean"))
