@@ -122,6 +122,27 @@ def test_the_printed_lines_read_a_photo_without_torch(
     assert "wall.png: no face" in read(wall).stderr
 
 
+def test_the_printed_lines_give_the_network_what_preprocess_does(
+    written: tuple[Path, str], tmp_path: Path
+) -> None:
+    """Pixels in [0, 1], though a cubic filter oversteps them at edges of black and white."""
+
+    class Extremes(torch.nn.Module):
+        def forward(self, faces: torch.Tensor) -> torch.Tensor:
+            return torch.cat([faces.flatten(1).amin(1, True), faces.flatten(1).amax(1, True)], 1)
+
+    x, sizes = torch.zeros(2, 1, 48, 48), {0: torch.export.Dim("batch", min=1)}
+    about = {"categories": '["least", "most"]'}
+    data = export_onnx._export(Extremes().eval(), x, "faces", sizes, "probabilities", about)
+    (tmp_path / "extremes.onnx").write_bytes(data)
+    photo = Image.open(PHOTO).convert("L").point(lambda level: min(255, max(0, 4 * level - 400)))
+    photo.save(tmp_path / "photo.png")
+    files = "extremes.onnx", written[0].with_name("yunet.onnx"), "photo.png"
+    command = [sys.executable, str(export_onnx.SNIPPET), *map(str, files)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert json.loads(done.stdout) == {"least": 0, "most": 1}, done.stderr
+
+
 def test_the_detector(written: tuple[Path, str]) -> None:
     file = written[0].with_name("yunet.onnx")
     onnx.checker.check_model(str(file), full_check=True)

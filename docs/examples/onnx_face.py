@@ -70,7 +70,7 @@ for tilts in ([0], [-8, 8]):
 side, turn = side / 0.95, math.radians(roll)
 middle = middle + 0.01 * side * np.array([-math.sin(turn), math.cos(turn)])
 face, _ = cut(middle, roll, side, max(48, min(480, round(side))))
-face = face.convert("F").resize((48, 48), Image.Resampling.BICUBIC)
-(row,) = network.run(None, {"faces": np.asarray(face, np.float32)[None, None] / 255})[0]
+face = face.convert("F").resize((48, 48), Image.Resampling.BICUBIC)  # which oversteps 0 and 255
+(row,) = network.run(None, {"faces": np.clip(face, 0, 255)[None, None] / np.float32(255)})[0]
 names = json.loads(network.get_modelmeta().custom_metadata_map["categories"])
 print(json.dumps(dict(zip(names, row.tolist(), strict=True))))
