@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,7 +26,8 @@ from _degrade import spoil
 from _settings import Settings
 from _thin import thin
 from conftest import ROOT, csv_text, faces, votes_text
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
 from ferfacenet import ImprovedVGG19, load_pretrained, predict_proba, save_pretrained
@@ -157,10 +159,14 @@ def test_wrong_arguments_are_named(whole: Path, tiny: Path, tmp_path: Path) -> N
         ([*new, *TINY, "--favour", "joy=1"], "no class joy"),
         ([*new, *TINY, "--favour", "fear"], "give numbers"),
         ([*new, *TINY, "--favour", "fear=1", "--hidden-features", "9"], "the only one"),
+        ([*new, *TINY, "--favour", "fear=nan"], "give numbers"),
         ([*new, *TINY, "--keep", "0.5"], "--keep is the share"),
         ([*new, *TINY, "--init", "ferplus", "--keep", "0.5"], "nothing to --keep"),
         ([*new, *TINY, "--teacher-shares", "1"], "--teacher-shares are those of"),
         ([*new, *TINY, "--teachers", "ferplus", "--teacher-shares", "1,2"], "a number above 0"),
+        ([*new, *TINY, "--teachers", "ferplus", "--teacher-shares", "nan"], "a number above 0"),
+        ([*new, *TINY, "--teachers", "ferplus", "--teacher-shares", "a"], "a number above 0"),
+        ([*new, *TINY, "--teachers", "ferplus", "--consistent", "--degrade", "1"], "of clean"),
         ([*new, *TINY, "--init", str(whole / "weights"), "--arch", "vgg19"], "other layers"),
     ):
         with pytest.raises(SystemExit, match=message):
@@ -433,6 +439,60 @@ def test_a_run_with_levels_gives_weights_that_have_them(tiny: Path, tmp_path: Pa
     x = torch.rand(4, 1, 44, 44)
     assert all(map(torch.equal, new.parameters(), old.parameters()))
     assert torch.equal(new.normalise(x), old.normalise(x))
+
+
+def test_levels_of_init_stay(teacher: Path, tiny: Path, tmp_path: Path) -> None:
+    """What a network has learned on levelled views it does not know of others."""
+    model = load_pretrained(teacher)
+    model.levels.fill_(1)
+    save_pretrained(model, tmp_path / "init")
+    given = ["--data", str(tiny), *TINY, "--init", str(tmp_path / "init"), "--epochs", "1"]
+    for width in ("0.125", "0.1"):  # as it is, and thinned
+        run = tmp_path / width
+        train.main([*given, "--width", width, "--out", str(run)])
+        assert load_pretrained(run / "weights").levels == 1
+    train.main(["--resume", str(run)])
+    assert load_pretrained(run / "weights").levels == 1
+
+
+def test_a_checkpoint_from_before_levels_goes_on(whole: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    with safe_open(run / "checkpoint.safetensors", "pt") as file:
+        state = file.metadata()
+    tensors = load_file(run / "checkpoint.safetensors")
+    old = {name: tensor for name, tensor in tensors.items() if not name.endswith(".levels")}
+    assert len(old) < len(tensors)
+    save_file(old, run / "checkpoint.safetensors", state)
+    config = json.loads((run / "config.json").read_text())
+    new = {"levels", "degrade", "keep", "favour", "teacher_shares"}
+    (run / "config.json").write_text(json.dumps({k: config[k] for k in config.keys() - new}))
+    train.main(["--resume", str(run)])
+    found = (run / "weights" / "model.safetensors").read_bytes()
+    assert found == (whole / "weights" / "model.safetensors").read_bytes()
+
+
+def test_what_is_done_in_the_end_is_done_once(teacher: Path, tiny: Path, tmp_path: Path) -> None:
+    """Also by a run that was at its end when it went on."""
+    own = ["--init", str(teacher), "--keep", "0.25", "--favour", "fear=0.5", "--out", str(tmp_path)]
+    train.main(["--data", str(tiny), *TINY, "--epochs", "1", *own])
+    first = (tmp_path / "weights-float32" / "model.safetensors").read_bytes()
+    train.main(["--resume", str(tmp_path)])
+    assert (tmp_path / "weights-float32" / "model.safetensors").read_bytes() == first
+
+
+def test_a_teacher_with_levels_spoils_no_batch_in_which_a_view_is_plain(
+    teacher: Path, tmp_path: Path
+) -> None:
+    model = load_pretrained(teacher)
+    model.levels.fill_(1)
+    save_pretrained(model, tmp_path)
+    config = train.Config(teachers=str(tmp_path), amp="off")
+    ask, _ = train.consistent_teacher(config, torch.device("cpu"))
+    x = torch.cat([torch.rand(2, 1, 44, 44), torch.full((1, 1, 44, 44), 0.5)])
+    answers, embeddings = ask(x)
+    assert answers.isfinite().all() and embeddings.isfinite().all()
+    torch.testing.assert_close(answers[:2], load_pretrained(tmp_path)(x[:2]).softmax(1))
 
 
 def test_what_init_knew_is_kept_in_part(teacher: Path, tiny: Path, tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ class Settings(Augmentation):
     pool: Pool = "max"
     hidden_features: int = 0  # width of one more fully connected layer; 0 for none
     dropout: float = 0.5
-    levels: bool = False  # the network brings each view to one mean and deviation of its pixels
+    levels: bool = False  # each view is brought to one mean and deviation; as --init has it if off
     freeze: int = 0  # the first so many of the five blocks stay as they are
     loss: Literal["cross-entropy", "paper"] = "cross-entropy"  # paper: formula (1) of II-B
     label_smoothing: float = 0.0

@@ -123,6 +123,8 @@ def build(config: Config) -> ImprovedVGG19:
     model = config.network() if config.init == "scratch" else load_init(config.init)
     model.dropout = nn.Dropout(config.dropout)
     change_categories(model, CATEGORIES)
+    if config.levels:
+        model.levels.fill_(1)
     return model
 
 

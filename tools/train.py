@@ -26,7 +26,7 @@ import json
 import math
 import os
 import time
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -59,6 +59,15 @@ from ferfacenet.model import FER2013_CATEGORIES
 from ferfacenet.weights import write_atomically
 
 
+def parse_numbers(text: str) -> list[float]:
+    """Those that commas part; none where one of them is not finite, or no number."""
+    with suppress(ValueError):
+        found = [float(part) for part in text.split(",")]
+        if all(map(math.isfinite, found)):
+            return found
+    return []
+
+
 @dataclass(frozen=True)
 class Config(Settings):
     """Every setting of a run."""
@@ -68,9 +77,7 @@ class Config(Settings):
     labels: Literal["fer2013", "ferplus"] = "fer2013"  # ferplus: each image's votes, 8 classes
     votes_weight: float = 0.0  # weight of an auxiliary head's loss on the FER+ votes
     teachers: str = ""  # weights, as a,b, whose mean probabilities are learned besides the labels
-    teacher_shares: str = (
-        ""  # their shares, as 0.8,0.2, in a geometric mean; of equal ones if empty
-    )
+    teacher_shares: str = ""  # theirs, as 0.8,0.2, in that (geometric) mean; equal ones if empty
     teacher_weight: float = 0.5  # their share; the labels have the rest
     consistent: bool = False  # they see each batch as it is augmented, not each face once
     embedding_weight: float = 0.0  # weight of predicting the consistent teachers' embeddings
@@ -82,9 +89,7 @@ class Config(Settings):
     limit: int = 0  # train on the first so many images only; 0 for all
     init: str = ""  # weights to start from, a name, folder or Hub id; fresh ones if empty
     keep: float = 0.0  # share of the weights of init in the average that is taken in the end
-    favour: str = (
-        ""  # classes that are to be named more often, with what their logits gain, as fear=1
-    )
+    favour: str = ""  # what logits of classes to be named more often gain, as fear=1,neutral=0.5
     every: int = 1  # epochs from one test and checkpoint to the next; the last is always tested
     minutes: float = 0.0  # as many epochs as fit into this time, whatever --epochs says
 
@@ -98,12 +103,10 @@ class Config(Settings):
         pairs = dict(pair.partition("=")[::2] for pair in self.favour.split(",") if pair)
         if unknown := pairs.keys() - set(self.categories):
             raise SystemExit(f"--favour {self.favour}: there is no class {', '.join(unknown)}")
-        try:
-            return [float(pairs.get(name, 0)) for name in self.categories]
-        except ValueError:
-            raise SystemExit(
-                f"--favour {self.favour}: give numbers, as fear=1,neutral=0.5"
-            ) from None
+        found = parse_numbers(",".join(pairs.get(name, "0") for name in self.categories))
+        if not found:
+            raise SystemExit(f"--favour {self.favour}: give numbers, as fear=1,neutral=0.5")
+        return found
 
     def held(self, faces: Faces) -> npt.NDArray[np.bool_]:
         """Which of the faces, (N,), are kept out."""
@@ -170,6 +173,11 @@ def parse(arguments: list[str] | None = None) -> tuple[Config, Path]:
         raise SystemExit("--consistent and --votes-correction are about --teachers: name some")
     if config.teacher_shares and (config.consistent or not config.teachers):
         raise SystemExit("--teacher-shares are those of --teachers that are not --consistent")
+    if config.degrade and config.consistent:
+        raise SystemExit("--degrade teaches what --teachers say of clean images: not --consistent")
+    shares, count = parse_numbers(config.teacher_shares), config.teachers.count(",") + 1
+    if config.teacher_shares and (len(shares) != count or min(shares) <= 0):
+        raise SystemExit("--teacher-shares needs a number above 0 for each of --teachers")
     if config.embedding_weight and not config.consistent:
         raise SystemExit("--embedding-weight is about --consistent teachers (or give 0)")
     if not 0 <= config.keep < 1 or (config.keep and not config.init):
@@ -250,9 +258,7 @@ def taught(config: Config, faces: Faces, device: torch.device) -> Tensor:
     """What the networks say of each face and its mirror, (N, C) float32: their geometric mean, each
     with its share, over the classes that are to be learned."""
     models = load_teachers(config, device)
-    shares = [float(s) for s in config.teacher_shares.split(",") if s] or [1.0] * len(models)
-    if len(shares) != len(models) or min(shares) <= 0:
-        raise SystemExit("--teacher-shares needs a number above 0 for each of --teachers")
+    shares = parse_numbers(config.teacher_shares) or [1.0] * len(models)
     precision: Precision = "bfloat16" if config.narrow(device) else "float32"
     logits = torch.zeros(len(faces), len(config.categories))
     for model, share in zip(models, shares, strict=True):
@@ -284,7 +290,8 @@ def consistent_teacher(config: Config, device: torch.device) -> tuple[Teacher, i
     @torch.no_grad()
     def ask(x: Tensor) -> tuple[Tensor, Tensor]:
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            found = [(fast or model)(x).float() for fast, model in pairs]
+            # Networks with levels have no answer for a plain view, which must not spoil the rest.
+            found = [(fast or model)(x).float().nan_to_num() for fast, model in pairs]
         logits = [head(e) / t for (head, t), e in zip(heads, found, strict=True)]
         return torch.stack(logits).softmax(-1).mean(0), torch.cat(found, 1)
 
@@ -382,7 +389,8 @@ def make_trainer(
     network = build(config)
     if config.init and not resumed:
         start_from(config, network, torch.from_numpy(training.images))
-    network.levels.fill_(config.levels)
+    if config.levels:
+        network.levels.fill_(1)
     votes = odds = None
     teacher: Tensor | Teacher | None = None
     embeddings = 0
