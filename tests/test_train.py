@@ -472,13 +472,22 @@ def test_a_checkpoint_from_before_levels_goes_on(whole: Path, tmp_path: Path) ->
     assert found == (whole / "weights" / "model.safetensors").read_bytes()
 
 
-def test_what_is_done_in_the_end_is_done_once(teacher: Path, tiny: Path, tmp_path: Path) -> None:
-    """Also by a run that was at its end when it went on."""
-    own = ["--init", str(teacher), "--keep", "0.25", "--favour", "fear=0.5", "--out", str(tmp_path)]
+def test_what_is_done_in_the_end_is_done_once(
+    teacher: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also by a run that was at its end when it went on; and no hour is lost on weights that are
+    not there any more."""
+    init, run = tmp_path / "init", tmp_path / "run"
+    shutil.copytree(teacher, init)
+    own = ["--init", str(init), "--keep", "0.25", "--favour", "fear=0.5", "--out", str(run)]
     train.main(["--data", str(tiny), *TINY, "--epochs", "1", *own])
-    first = (tmp_path / "weights-float32" / "model.safetensors").read_bytes()
-    train.main(["--resume", str(tmp_path)])
-    assert (tmp_path / "weights-float32" / "model.safetensors").read_bytes() == first
+    first = (run / "weights-float32" / "model.safetensors").read_bytes()
+    train.main(["--resume", str(run)])
+    assert (run / "weights-float32" / "model.safetensors").read_bytes() == first
+    shutil.rmtree(init)
+    monkeypatch.setattr(train, "train", lambda *_: pytest.fail("trained in vain"))
+    with pytest.raises(SystemExit, match="--init"):
+        train.main(["--resume", str(run)])
 
 
 def test_a_teacher_with_levels_spoils_no_batch_in_which_a_view_is_plain(

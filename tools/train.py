@@ -480,6 +480,8 @@ def main(arguments: list[str] | None = None, answers: Answers | None = None) -> 
     state = state or {"fingerprint": fingerprint, "history": []}
     if config.minutes and not state["history"]:
         config = dataclasses.replace(config, epochs=100)  # until the first are measured
+    # Now, not in the end, when they may be gone, or others by that name, and all work in vain.
+    begun = load_init(config.init) if config.keep else None
     trainer = make_trainer(config, training, shares, device, bool(tensors), answers)
     if tensors:
         trainer.load(tensors)
@@ -490,8 +492,8 @@ def main(arguments: list[str] | None = None, answers: Answers | None = None) -> 
         if not config.epochs and config.precise_bn:  # else train_epoch does it, after the last one
             trainer.measure_batch_norm()
         config = train(config, out, trainer, tests, state)
-        if config.keep:
-            average_with(trainer.average, load_init(config.init), config.keep)
+        if begun:
+            average_with(trainer.average, begun, config.keep)
         if any(config.gains):
             bias = trainer.average.classifier.state_dict()["bias"]
             bias += torch.tensor(config.gains, device=device)
