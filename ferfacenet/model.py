@@ -207,12 +207,12 @@ class ImprovedVGG19(nn.Module):
         """Views (N, in_channels, H, W), pixels in [0, 1], as the convolutions see them; with
         ``levels``, ``plain`` is the standard deviation of those of one plain colour, which have
         no expression: NaN makes NaN of them, infinity zeros."""
-        mean = x.mean((1, 2, 3), keepdim=True)  # torch.var_mean warns of a batch of none
-        variance = (x - mean).square().mean((1, 2, 3), keepdim=True)
+        colour = x.mean((2, 3), keepdim=True)  # torch.var_mean warns of a batch of none
+        variance = (x - colour).square().mean((1, 2, 3), keepdim=True)
         deviation = variance.masked_fill(variance <= PLAIN**2, plain).sqrt()
         # Where an "if" would do: traces and exports would keep one of its branches.
         levelled = self.levels > 0
-        centre = torch.where(levelled, mean, self.mean)
+        centre = torch.where(levelled, colour.mean(1, keepdim=True), self.mean)
         return (x - centre) / torch.where(levelled, deviation * (self.std / DEVIATION), self.std)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:

@@ -208,6 +208,17 @@ def test_levels_are_of_the_view_and_once_is_enough(model: ImprovedVGG19, x: Tens
     assert torch.allclose(after / after[:, :1], before / before[:, :1])
 
 
+def test_a_view_of_one_plain_colour_has_no_answer() -> None:
+    """Of any, though a colour's channels differ; and the same contrast in any colour counts alike."""
+    model = lively(ImprovedVGG19(in_channels=3, width=SMALL))
+    model.levels.fill_(1)
+    red = torch.tensor([0.9, 0.1, 0.2]).view(1, 3, 1, 1).expand(-1, -1, 44, 44)
+    assert model(red).isnan().all()
+    pattern = 0.1 * torch.rand(1, 1, 44, 44, generator=torch.Generator().manual_seed(0))
+    tinted, gray = (model.normalise(pattern + of).std((2, 3)) for of in (red / 2, 0.3))
+    assert torch.allclose(tinted, gray, rtol=1e-4)
+
+
 @pytest.mark.parametrize("levels", [0, 1])
 def test_a_plain_view_spoils_nothing_beside_it(levels: int, x: Tensor) -> None:
     """Not the others of its batch in training, nor a gradient where levels have no say."""
