@@ -209,7 +209,7 @@ def test_levels_are_of_the_view_and_once_is_enough(model: ImprovedVGG19, x: Tens
 
 
 def test_a_view_of_one_plain_colour_has_no_answer() -> None:
-    """Of any, though a colour's channels differ; and the same contrast in any colour counts alike."""
+    """Though its channels differ; and contrast counts alike in any colour."""
     model = lively(ImprovedVGG19(in_channels=3, width=SMALL))
     model.levels.fill_(1)
     red = torch.tensor([0.9, 0.1, 0.2]).view(1, 3, 1, 1).expand(-1, -1, 44, 44)

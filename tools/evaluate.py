@@ -244,11 +244,11 @@ def main(arguments: list[str] | None = None) -> None:
     result = {"split": split} | evaluate(part, fresh, model, logits, options.fit_temperature)
     if other:
         found = crop_logits(other.to(options.device), part.images, "other crops", options.precision)
-        result["decisions_that_differ"] = count_differences(logits, found)
-        varied = part.varied()
+        pair = [of[part.varied()] for of in (logits, found)]
+        result["decisions_that_differ"] = count_differences(*pair)
         said, wanted = (
-            average(of[varied][:, VIEWS["flip"]], network.temperature.item())
-            for of, network in ((logits, model), (found, other))
+            average(of[:, VIEWS["flip"]], network.temperature.item())
+            for of, network in zip(pair, (model, other), strict=True)
         )
         result["kl_divergence"] = float(F.kl_div(said.log(), wanted, reduction="batchmean"))
     result["command"] = record_command("evaluate.py", arguments)
