@@ -347,7 +347,7 @@ def sure() -> str:
         cells = [
             cell
             for part in (of["untouched"], of["mean"])
-            for cell in (part["sure"], part["sure_and_right"] / part["sure"])
+            for cell in (part["sure"], part["sure_and_right"] / max(part["sure"], 1e-9))
         ]
         rows.append((f"`{name}`", *(percent(cell, 0) for cell in cells)))
     return table(*rows)
@@ -356,7 +356,7 @@ def sure() -> str:
 def describe_robustness(of: Mapping[str, Any]) -> dict[str, str]:
     """A column of the table, by the titles of its rows."""
     clean, mean, again = of["untouched"], of["mean"], of["found_again"]
-    cells = {"untouched": percent(clean["accuracy"], 1)}
+    cells = {"images": f"{of['images']:,}", "untouched": percent(clean["accuracy"], 1)}
     for kind, found in of["kinds"].items():
         shares = [percent(one["accuracy"], 1) for one in found.values()]
         cells[f"{kind}: {' / '.join(found)}"] = " / ".join(shares)
@@ -368,7 +368,7 @@ def describe_robustness(of: Mapping[str, Any]) -> dict[str, str]:
     for title, key in titles.items():
         figures = [f"{part[key]:.3f}" if key in part else "" for part in (clean, mean)]
         cells[f"{title}, untouched / mean"] = " / ".join(figures)
-    sure = percent(mean["sure"], 1), percent(mean["sure_and_right"] / mean["sure"], 1)
+    sure = percent(mean["sure"], 1), percent(mean["sure_and_right"] / max(mean["sure"], 1e-9), 1)
     cells["of the 45, those sure from 0.5 on / right of those, %"] = " / ".join(sure)
     for roll, one in again.items():
         shares = [

@@ -154,12 +154,15 @@ def find_stale() -> list[str]:
     stale = [str(p) for p, data in written if not p.is_file() or p.read_bytes() != data]
     weights, configs = _pages.ROOT / "ferfacenet" / "weights", _pages.read_configs()
     known = json.loads((_pages.ROOT / "tests" / "golden.json").read_text())
+    spoilt = _pages.read("robustness.json")
     for name, entry in _pages.read_registry()["pretrained"].items():
         if not entry.items() >= registry_entry(weights / name).items():
             stale.append(f"{weights / 'registry.json'} ({name})")
         digest = hashlib.sha256((weights / name / WEIGHTS_FILE).read_bytes()).hexdigest()
         if digest != configs[name].weights_sha256:
             stale.append(str(weights / name / WEIGHTS_FILE))
+        if spoilt.get(name, entry)["config_sha256"] != entry["config_sha256"]:
+            stale.append(f"docs/results/robustness.json ({name}): run tools/robustness.py")
         if not is_golden(name, known):
             stale.append(f"tests/golden.json ({name})")
     return stale

@@ -152,6 +152,8 @@ def main(arguments: list[str] | None = None) -> None:
     out = _pages.ROOT / "docs" / "results" / "robustness.json"
     add("--out", type=Path, default=out, help="(%(default)s)")
     options = parser.parse_args(arguments)
+    if options.every < 1 or options.count < 1:
+        parser.error("--every and --count are from 1")
     names = options.weights
     if names is None:
         both = (FER2013_CATEGORIES, FERPLUS_CATEGORIES)
