@@ -90,7 +90,7 @@ def test_what_preprocess_makes_is_what_the_model_takes() -> None:
     embedding = model.forward_head(model.forward_features(face), pre_logits=True)
     assert close(embedding, model.forward_features(face[..., 2:46, 2:46]).mean((2, 3)))
     model.dropout.p = 0.0
-    whole = model.features((face - model.mean) / model.std).mean((2, 3))
+    whole = model.features(model.normalise(face)).mean((2, 3))
     assert not close(whole, embedding)
     for layer in model.modules():
         layer.training = layer is model  # BatchNorm stays as it is

@@ -185,7 +185,7 @@ def test_weights_are_measured_by_their_own_labels_and_others_kept(
     assert both["eight"]["config_sha256"] != first["seven"]["config_sha256"]
     page = _pages.robustness().splitlines()
     assert page[0] == "| right, in % | `seven` | `eight` |"
-    assert len(page) == 2 + 1 + 15 + 1 + 2 + 1 + 2
+    assert len(page) == 2 + 2 + 15 + 1 + 3 + 1 + 2
     shown = [percent(one["accuracy"], 1) for one in both["eight"]["kinds"]["framing"].values()]
     (line,) = [line for line in page if line.startswith("| framing: scaled / shifted / turned |")]
     assert line.endswith(f"| {' / '.join(shown)} |")

@@ -429,11 +429,13 @@ def test_teachers_of_other_classes_have_their_share(teacher: Path, tiny: Path) -
     torch.testing.assert_close(train.taught(config, faces, torch.device("cpu")), expected)
 
 
-def test_a_run_with_levels_gives_weights_that_have_them(tiny: Path, tmp_path: Path) -> None:
-    init = ["--init", "fer2013-small", "--width", "0.375", "--out", str(tmp_path / "run")]
+def test_a_run_with_levels_gives_weights_that_have_them(
+    teacher: Path, tiny: Path, tmp_path: Path
+) -> None:
+    init = ["--init", str(teacher), "--out", str(tmp_path / "run")]
     how = ["--levels", "--degrade", "0.5", "--epochs", "1", "--lr", "0", "--ema", "0"]
     train.main(["--data", str(tiny), *TINY, *how, "--no-precise-bn", *init])
-    new, old = load_pretrained(tmp_path / "run" / "weights"), load_pretrained("fer2013-small")
+    new, old = load_pretrained(tmp_path / "run" / "weights-float32"), load_pretrained(teacher)
     assert (new.levels, old.levels) == (1, 0)
     old.levels = 1  # type: ignore[assignment]
     x = torch.rand(4, 1, 44, 44)

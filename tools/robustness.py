@@ -159,6 +159,9 @@ def main(arguments: list[str] | None = None) -> None:
         both = (FER2013_CATEGORIES, FERPLUS_CATEGORIES)
         names = [name for name, of in list_pretrained().items() if of.categories in both]
     models = {name: load_init(name, "--weights") for name in names}
+    folders = {name: Path(name) if Path(name).is_dir() else HOME / name for name in names}
+    # Now, since the files may be others when their turn comes.
+    digests = {name: registry_entry(folders[name])["config_sha256"] for name in names}
     votes = {name: votes_for(model, options.votes) for name, model in models.items()}
     public = load(options.data).split("PublicTest")
     public = public.where(public.varied())
@@ -177,10 +180,8 @@ def main(arguments: list[str] | None = None) -> None:
         write_json(options.out, known | {title: of})
 
     for name, model in models.items():
-        folder = Path(name) if Path(name).is_dir() else HOME / name
         read = partial(predict_proba, model, errors="coerce", precision=options.precision)
-        digest = registry_entry(folder)["config_sha256"]
-        own = {"config_sha256": digest, "precision": options.precision}
+        own = {"config_sha256": digests[name], "precision": options.precision}
         faces = relabelled(public, votes[name])
         add_set(name_of(name), read, faces, model.categories or (), **own)
     if options.peers:
