@@ -22,10 +22,11 @@ from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from PIL import Image
 
 from ferfacenet.model import FER2013_CATEGORIES
-from ferfacenet.transforms import CROP, SIZE
+from ferfacenet.transforms import is_blank
 from ferfacenet.weights import write_atomically
 
 SPLITS = ("Training", "PublicTest", "PrivateTest")
@@ -79,8 +80,7 @@ class Faces:
     def varied(self) -> npt.NDArray[np.bool_]:
         """Which images, (N,), are not of one gray in what all their crops share, as those are that
         show no expression: twelve of FER2013 are plain black."""
-        flat = self.images[:, SIZE - CROP : CROP, SIZE - CROP : CROP].reshape(len(self), -1)
-        varied: npt.NDArray[np.bool_] = (flat != flat[:, :1]).any(1)
+        varied: npt.NDArray[np.bool_] = ~is_blank(torch.tensor(self.images)[:, None]).numpy()
         return varied
 
     def hashes(self) -> list[bytes]:

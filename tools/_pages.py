@@ -344,13 +344,14 @@ def sure() -> str:
         ("PublicTest, in %", "sure as it is", "right of these", "sure degraded", "right of these")
     ]
     for name, of in read("robustness.json").items():
-        cells = [
-            cell
-            for part in (of["untouched"], of["mean"])
-            for cell in (part["sure"], part["sure_and_right"] / max(part["sure"], 1e-9))
-        ]
-        rows.append((f"`{name}`", *(percent(cell, 0) for cell in cells)))
+        rows.append((f"`{name}`", *sure_shares(of["untouched"], 0), *sure_shares(of["mean"], 0)))
     return table(*rows)
+
+
+def sure_shares(of: Mapping[str, float], digits: int) -> tuple[str, str]:
+    """How many answers are sure, and of these how many are right."""
+    right = of["sure_and_right"] / max(of["sure"], 1e-9)
+    return percent(of["sure"], digits), percent(right, digits)
 
 
 def describe_robustness(of: Mapping[str, Any]) -> dict[str, str]:
@@ -368,8 +369,9 @@ def describe_robustness(of: Mapping[str, Any]) -> dict[str, str]:
     for title, key in titles.items():
         figures = [f"{part[key]:.3f}" if key in part else "" for part in (clean, mean)]
         cells[f"{title}, untouched / mean"] = " / ".join(figures)
-    sure = percent(mean["sure"], 1), percent(mean["sure_and_right"] / max(mean["sure"], 1e-9), 1)
-    cells["of the 45, those sure from 0.5 on / right of those, %"] = " / ".join(sure)
+    cells["of the 45, those sure from 0.5 on / right of those, %"] = " / ".join(
+        sure_shares(mean, 1)
+    )
     for roll, one in again.items():
         shares = [
             percent(one[f"accuracy_{key}"], 1) for key in ("of_crops", "through_detect_faces")
