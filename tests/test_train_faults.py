@@ -82,6 +82,12 @@ def test_kills_at_random_moments_lose_nothing(tiny: Path, tmp_path: Path) -> Non
     assert not [*tmp_path.glob("*/*.tmp"), *tmp_path.glob("*/.tmp*")]
 
 
+def test_a_kill_between_a_checkpoint_and_its_metrics(run: Path) -> None:
+    (run / "metrics.jsonl").unlink()
+    train.main(["--resume", str(run)])
+    assert len(lines_of(run)) == 1
+
+
 FULL = """
 import resource, signal, sys
 import train
