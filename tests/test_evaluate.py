@@ -38,13 +38,15 @@ def test_an_evaluation_agrees_with_predictions_made_by_hand(tiny_csv: Path, weig
     images = [Image.fromarray(image) for image in part.images]
     assert result["images"] == result["images_deduplicated"] == 7
     for name in evaluate.VIEWS:
-        rows = predict_proba(model, images, tta=None if name == "none" else name)  # type: ignore[arg-type]
+        tta: Any = None if name == "none" else name
+        rows = predict_proba(model, images, tta=tta, precision="float32")
         right = (rows.argmax(1).numpy() == part.labels).mean()
         assert result["accuracy"][name] == pytest.approx(right)
         error = evaluate.calibration(rows.double().numpy(), part.labels)[0]
         assert result["ece"][name] == pytest.approx(error, abs=1e-5)
     counts = np.array(result["confusion"])
-    for true, predicted in zip(part.labels, predict_proba(model, images).argmax(1), strict=True):
+    answers = predict_proba(model, images, precision="float32").argmax(1)
+    for true, predicted in zip(part.labels, answers, strict=True):
         counts[true, predicted] -= 1
     assert not counts.any()
     for name in ("confusion.png", "reliability.png"):
@@ -128,7 +130,8 @@ def test_the_fitted_temperature_is_the_one_that_was_put_in() -> None:
 def test_predict_is_predict_proba(tiny_csv: Path, weights: Path) -> None:
     model, images = load_pretrained(weights), load(tiny_csv).images
     found = evaluate.predict(model, images, "flip", "title")
-    torch.testing.assert_close(found, predict_proba(model, list(images)), atol=1e-5, rtol=0)
+    wanted = predict_proba(model, list(images), precision="float32")
+    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)
 
 
 def test_a_hold_out_is_measured_by_itself(tiny_csv: Path, weights: Path) -> None:
@@ -145,12 +148,12 @@ def test_a_hold_out_is_measured_by_itself(tiny_csv: Path, weights: Path) -> None
 def test_two_weights_are_compared(tiny_csv: Path, weights: Path, tmp_path: Path) -> None:
     model = load_pretrained(weights)
     images = list(load(tiny_csv).split("PublicTest").images)
-    said = predict_proba(model, images)
+    said = predict_proba(model, images, precision="float32")
     with torch.no_grad():
         model.classifier.bias[1] += 10.0
     model.temperature.fill_(2.0)
     save_pretrained(model, tmp_path / "other")
-    wanted = predict_proba(model, images)
+    wanted = predict_proba(model, images, precision="float32")
     result = run(tiny_csv, weights, "--against", str(tmp_path / "other"))
     differ = said.argmax(1) != wanted.argmax(1)
     assert result["decisions_that_differ"]["flip"] == int(differ.sum()) > 0

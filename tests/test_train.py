@@ -420,9 +420,9 @@ def test_teachers_of_other_classes_have_their_share(teacher: Path, tiny: Path) -
     config = train.Config(teachers=f"{teacher},ferplus", teacher_shares="3,1", amp="off")
     faces = train.load(tiny).split("Training")
     pixels = torch.tensor(faces.images)[:, None].float() / 255
-    own = predict_proba(load_pretrained(teacher), pixels)
+    own = predict_proba(load_pretrained(teacher), pixels, precision="float32")
     plus = load_pretrained("ferplus")
-    rows = predict_proba(plus, pixels)
+    rows = predict_proba(plus, pixels, precision="float32")
     columns = [(plus.categories or ()).index(name) for name in config.categories]
     expected = own**0.75 * rows[:, columns] ** 0.25
     expected = expected / expected.sum(1, keepdim=True)

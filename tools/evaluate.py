@@ -45,7 +45,7 @@ VIEWS = {"flip": [4, 9], "ten_crop": [*range(10)], "none": [4]}
 
 def predict(
     model: ImprovedVGG19, images: npt.NDArray[np.uint8], tta: TTA | None, title: str,
-    precision: Precision = "auto",
+    precision: Precision = "float32",
 ) -> Tensor:  # fmt: skip
     """``predict_proba`` of (N, 48, 48) faces, with a progress bar: (N, C)."""
     x = torch.tensor(images)[:, None] / 255
@@ -58,7 +58,7 @@ def crop_logits(
     model: ImprovedVGG19,
     images: npt.NDArray[np.uint8],
     title: str = "crops",
-    precision: Precision = "auto",
+    precision: Precision = "float32",
 ) -> Tensor:
     """The logits of the ten crops of (N, 48, 48) faces, (N, 10, C), as ``predict_proba`` has them
     but for the temperature."""
@@ -228,7 +228,7 @@ def main(arguments: list[str] | None = None) -> None:
     add("--against", metavar="WEIGHTS", help="other weights, to compare with")
     add("--out", type=Path, required=True, help="folder for the results")
     add("--device", default="cpu", help="(%(default)s)")
-    add("--precision", choices=get_args(Precision), default="auto", help="(%(default)s)")
+    add("--precision", choices=get_args(Precision), default="float32", help="(%(default)s)")
     add("--fit-temperature", action="store_true", help="fit it on the split")
     options = parser.parse_args(arguments)
     if not 0 <= options.holdout < 1:
