@@ -82,10 +82,23 @@ def test_kills_at_random_moments_lose_nothing(tiny: Path, tmp_path: Path) -> Non
     assert not [*tmp_path.glob("*/*.tmp"), *tmp_path.glob("*/.tmp*")]
 
 
-def test_a_kill_between_a_checkpoint_and_its_metrics(run: Path) -> None:
-    (run / "metrics.jsonl").unlink()
+@pytest.mark.parametrize("file", ["metrics.jsonl", CHECKPOINT])
+def test_a_kill_between_a_checkpoint_and_its_metrics(
+    run: Path, file: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replace = Path.replace
+
+    def killed(self: Path, target: Path) -> Path:
+        if target.name == file:
+            raise RuntimeError("killed")
+        return replace(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", killed)
+        with pytest.raises(RuntimeError, match="killed"):
+            train.main(["--resume", str(run), "--epochs", "2"])
     train.main(["--resume", str(run)])
-    assert len(lines_of(run)) == 1
+    assert [line["epoch"] for line in lines_of(run)] == [1, 2]
 
 
 FULL = """

@@ -43,25 +43,21 @@ def save_config(run: Path, config: Settings) -> None:
     write_atomically(run / "config.json", json.dumps(dataclasses.asdict(config), indent=2).encode())
 
 
-def save_metrics(run: Path, history: list[dict[str, Any]]) -> None:
-    """Replace ``run``'s metrics.jsonl by the lines of ``history``."""
-    for left in run.glob(".tmp*"):  # of a process that was killed while writing
-        left.unlink()
-    lines = "".join(json.dumps(line) + "\n" for line in history)
-    write_atomically(run / "metrics.jsonl", lines.encode())
-
-
 def save_checkpoint(run: Path, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
-    """Replace ``run``'s checkpoint, then its metrics.jsonl by the lines of ``state["history"]``.
-    A kill at any moment leaves the old files or the new ones, whole; SystemExit on a full disk."""
+    """Replace ``run``'s metrics.jsonl by the lines of ``state["history"]``, then its checkpoint. A
+    kill at any moment leaves whole files, the old or the new ones, or metrics of one epoch more,
+    which a resumed run trains and writes again; SystemExit on a full disk."""
     path = run / CHECKPOINT
     temporary = path.with_suffix(".tmp")
+    for left in run.glob(".tmp*"):  # safetensors' own, where it was killed while writing
+        left.unlink()
     try:
         save_file(tensors, temporary, {"state": json.dumps(state)})
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
+        lines = "".join(json.dumps(line) + "\n" for line in state["history"])
+        write_atomically(run / "metrics.jsonl", lines.encode())
         temporary.replace(path)
-        save_metrics(run, state["history"])
     except (OSError, SafetensorError) as error:
         temporary.unlink(missing_ok=True)
         raise SystemExit(

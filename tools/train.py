@@ -41,7 +41,6 @@ from _checkpoint import (
     load_checkpoint,
     save_checkpoint,
     save_config,
-    save_metrics,
     stoppable,
     uninterrupted,
 )
@@ -490,8 +489,6 @@ def main(arguments: list[str] | None = None, answers: Answers | None = None) -> 
     with nullcontext() if trainer.rank else claimed(out), stoppable(again):
         if trainer.rank == 0:
             save_config(out, config)
-            if tensors:  # a kill may have come between the checkpoint and its metrics
-                save_metrics(out, state["history"])
         if not config.epochs and config.precise_bn:  # else train_epoch does it, after the last one
             trainer.measure_batch_norm()
         config = train(config, out, trainer, tests, state)
