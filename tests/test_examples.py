@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -210,6 +212,16 @@ def test_gunicorn_loads_the_model_before_it_forks(tmp_path: Path) -> None:
         assert reply.read().decode() in FER2013_CATEGORIES
 
 
+def test_finetune_cuts_each_picture_at_a_place_of_its_own() -> None:
+    finetune = runpy.run_path(str(EXAMPLES / "finetune.py"))
+    places = torch.arange(48.0)[:, None] * 48 + torch.arange(48.0)  # a pixel's value is its place
+    crops = finetune["augment"](places.expand(200, 1, 48, 48))
+    assert crops.shape == (200, 1, 44, 44)
+    corners = torch.minimum(crops[:, 0, 0, 0], crops[:, 0, 0, -1])
+    assert len(set(corners.tolist())) == 25
+    assert 50 < (crops[:, 0, 0, 0] > crops[:, 0, 0, -1]).sum() < 150
+
+
 def test_finetune_learns_own_classes(tmp_path: Path) -> None:
     """Faces with a bright top or a bright bottom: the bundled networks' heads know neither."""
     rng = np.random.default_rng(0)
@@ -228,6 +240,8 @@ def test_finetune_learns_own_classes(tmp_path: Path) -> None:
     assert sum(int(cell) for row in rows for cell in row.split()[1:]) == 4
     model = load_pretrained(str(out))
     assert model.categories == ("bottom", "top")
+    source = json.loads((out / "config.json").read_text())["trained_on"]
+    assert source == "16 pictures of our own, from the weights fer2013-small"
     pictures = sorted((tmp_path / "photos").glob("*/*"))
     labels = predict_proba(model, pictures).argmax(1).tolist()
     assert sum(labels[:10]) <= 1 and sum(labels[10:]) >= 9

@@ -21,8 +21,9 @@ from ferfacenet import load_pretrained, predict_proba, preprocess, save_pretrain
 
 def augment(x: Tensor, crop: int = 44) -> Tensor:
     """(N, 1, 48, 48) to random crops, half of them mirrored, (N, 1, 44, 44)."""
-    top, left = torch.randint(x.shape[-1] - crop + 1, (2,)).tolist()
-    x = x[..., top : top + crop, left : left + crop]
+    windows = x.unfold(2, crop, 1).unfold(3, crop, 1)
+    top, left = torch.randint(windows.shape[2], (2, len(x)))
+    x = windows[torch.arange(len(x)), :, top, left]
     return torch.where(torch.rand(len(x), 1, 1, 1) < 0.5, x.flip(-1), x)
 
 
@@ -67,7 +68,8 @@ def main() -> None:
             schedule.step()
         bar.set_postfix(loss=f"{loss.item():.3f}")
 
-    save_pretrained(model.eval(), options.out, trained_on=f"{len(train)} pictures of our own")
+    source = f"{len(train)} pictures of our own, from the weights {options.weights}"
+    save_pretrained(model.eval(), options.out, trained_on=source)
     model = load_pretrained(options.out)
     true, read = y[held_out], predict_proba(model, x[held_out]).argmax(1)
     print(f"{(true == read).float().mean():.1%} of {len(true)} held-out pictures right; read as:")
