@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import _fer2013
+import _settings
 import _trainer
 import numpy as np
 import pytest
@@ -187,11 +188,12 @@ def test_the_same_seed_gives_the_same_numbers(
     assert [line["loss"] for line in lines_of(tmp_path / "run")] == pytest.approx(losses, rel=2e-3)
 
 
-def test_two_processes_train_as_one(tiny: Path, tmp_path: Path) -> None:
+def test_two_processes_train_as_one(tiny: Path, teacher: Path, tmp_path: Path) -> None:
     # Without dropout, whose masks are each process's own; at a low rate, since rounding grows
     # with every step of a network this deep.
     options = ["--data", str(tiny), *TINY, "--batch-size", "6", "--epochs", "2"]
     options += ["--dropout", "0", "--lr", "0.001", "--amp", "off"]
+    options += ["--teachers", str(teacher), "--consistent", "--embedding-weight", "1e-4"]
     train.main([*options, "--out", str(tmp_path / "one")])
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command = [sys.executable, *torchrun, str(SCRIPT), *options, "--out", str(tmp_path / "two")]
@@ -348,6 +350,78 @@ def test_the_votes_are_learned_in_place_of_the_labels(
     assert model.categories == _fer2013.FERPLUS_CATEGORIES
     assert torch.equal(model.classifier.weight[4], before.classifier.weight[0])  # anger
     assert 0 <= lines_of(run)[0]["public_accuracy"] <= 1
+
+
+def test_every_recipe_learns_the_votes(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also those that have a use for them besides: the votes that are learned stay in line with
+    the images that have a label."""
+    votes, seen = tmp_path / "fer2013new.csv", list[dict[str, Any]]()
+    head, *lines = votes_text(28).splitlines()
+    lines[1] = "Training,a.png,0,0,0,0,0,0,1,0,9,0"  # unknown, so it is left out
+    votes.write_text("\n".join([head, *lines]))
+
+    def spy(network: Any, config: Any, images: Any, labels: Any, **given: Any) -> _trainer.Trainer:
+        seen.append(given | {"labels": labels})
+        return _trainer.Trainer(network, config, images, labels, **given)
+
+    monkeypatch.setattr(train, "Trainer", spy)
+    options = ["--labels", "ferplus", "--votes-weight", "0.5", "--votes-correction", "0.1"]
+    options += ["--teachers", "ferplus", "--votes", str(votes), "--epochs", "1"]
+    train.main(["--data", str(tiny), *TINY, *options, "--out", str(tmp_path / "run")])
+    (given,) = seen
+    assert len(given["labels"]) == 20
+    assert torch.equal(given["votes"].argmax(1), given["labels"])
+    assert torch.equal(given["odds"].argmax(1), given["labels"])
+
+
+def test_a_run_that_is_cut_short_is_not_left_at_a_high_rate(tiny: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    train.main(["--data", str(tiny), *TINY, "--epochs", "2", "--out", str(run)])
+    saved = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps(saved | {"epochs": 9}))  # 2 of 9 are over
+    lines = [json.loads(line) | {"epochs": 9} for line in (run / "metrics.jsonl").open()]
+    path = run / "checkpoint.safetensors"
+    with safe_open(path, "pt") as file:
+        state = json.loads(file.metadata()["state"]) | {"history": lines}
+    save_file(load_file(path), path, {"state": json.dumps(state)})
+    for epochs in ("1", "2"):
+        with pytest.raises(SystemExit, match=f"--epochs {epochs}: 2 of 9 are over.* at least 3"):
+            train.main(["--resume", str(run), "--epochs", epochs])
+    train.main(["--resume", str(run), "--epochs", "3"])
+    assert len(lines_of(run)) == 3
+    assert lines_of(run)[-1]["lr"] < 0.3 * lines_of(run)[0]["lr"]
+
+
+def test_a_run_goes_on_from_another_folder(
+    tiny: Path, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(teacher, tmp_path / "t")
+    (tmp_path / "ferplus").mkdir()  # which is not what the registered name means
+    monkeypatch.chdir(tmp_path)
+    given = ["--init", "t", "--teachers", "t,fer2013-small", "--consistent", "--epochs", "1"]
+    train.main(["--data", str(tiny), *TINY, *given, "--out", "run"])
+    config = json.loads(Path("run/config.json").read_text())
+    assert config["teachers"] == f"{tmp_path / 't'},fer2013-small"
+    monkeypatch.chdir(tiny.parent)
+    train.main(["--resume", str(tmp_path / "run"), "--epochs", "2"])
+    monkeypatch.chdir(tmp_path)
+    own = ["--teachers", "ferplus", "--epochs", "1", "--out", "plus"]
+    train.main(["--data", str(tiny), *TINY, *own])
+    assert json.loads(Path("plus/config.json").read_text())["teachers"] == "ferplus"
+
+
+def test_the_precision_of_a_run_stays(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ["--data", str(tiny), "--out", str(tmp_path / "run"), *TINY, "--epochs", "1"]
+    monkeypatch.setattr(_settings, "prefers_bfloat16", lambda _: True)
+    train.main(command)
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["amp"] == "on"
+    monkeypatch.setattr(_settings, "prefers_bfloat16", lambda _: False)  # another processor
+    train.main(command)
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["amp"] == "on"
 
 
 def test_a_run_starts_from_the_weights_that_init_names(
@@ -666,6 +740,14 @@ def test_precise_bn_measures_plain_crops(tiny: Path, tmp_path: Path) -> None:
         for name, expected in (("mean", found.mean((0, 2, 3))), ("var", found.var((0, 2, 3)))):
             statistics = getattr(norm, f"running_{name}")
             assert torch.allclose(statistics, expected, rtol=0.05, atol=0.02) == close
+    frozen = ["--freeze", "2", "--precise-bn", "--lr", "0", "--ema", "0", "--init"]
+    begin = [*frozen, str(tmp_path / "--precise-bn" / "weights-float32"), "--erase", "0"]
+    train.main([*common, *begin, "--out", str(tmp_path / "frozen")])
+    kept = load_pretrained(tmp_path / "frozen" / "weights-float32")
+    for index, layer in enumerate(models[0].features):
+        if isinstance(layer, torch.nn.BatchNorm2d):
+            same = torch.equal(layer.running_mean, kept.features[index].running_mean)
+            assert same == (index < 14)
     # No epoch at all: the weights that are given, with the statistics of plain crops.
     begin = ["--init", str(tmp_path / flag / "weights-float32"), "--out", str(tmp_path / "none")]
     train.main(["--data", str(tiny), *TINY, "--epochs", "0", *begin])

@@ -104,8 +104,9 @@ def stoppable(again: str) -> Iterator[None]:
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Inside ``stoppable``, keep Ctrl-C and `kill` waiting: a KeyboardInterrupt inside
-    matplotlib's callbacks is dropped, or turned into another error."""
+    """Inside ``stoppable``, keep Ctrl-C and `kill` waiting: between a checkpoint and its metrics
+    they would cost an epoch, and inside matplotlib's callbacks a KeyboardInterrupt is dropped, or
+    turned into another error."""
     waiting: list[int] = []
     _on_stop(lambda number, _: waiting.append(number))
     yield

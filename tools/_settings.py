@@ -7,7 +7,7 @@ import dataclasses
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 import torch
 from _augment import Augmentation
 
-from ferfacenet import ImprovedVGG19, WeightsError, load_pretrained
+from ferfacenet import ImprovedVGG19, WeightsError, list_pretrained, load_pretrained
 from ferfacenet.fast import prefers_bfloat16
 from ferfacenet.model import Pool
 
@@ -106,6 +106,18 @@ class Settings(Augmentation):
         """Whether to multiply in bfloat16."""
         return prefers_bfloat16(device) if self.amp == "auto" else self.amp == "on"
 
+    def resolved(self: Config, names: Iterable[str] = ()) -> Config:
+        """With its precision in place of "auto", and the folders and files of the fields ``names``,
+        which commas part, as absolute paths: so that a run goes on as it began from anywhere."""
+        known, found = list_pretrained(), dict[str, Any]()
+        for name in names:
+            parts = getattr(self, name).split(",")
+            own = [part and part not in known and Path(part).exists() for part in parts]
+            parts = [str(Path(p).resolve()) if o else p for p, o in zip(parts, own, strict=True)]
+            found[name] = ",".join(parts)
+        amp: Literal["on", "off"] = "on" if self.narrow(self.device_of()) else "off"
+        return dataclasses.replace(self, amp=amp, **found)
+
     def device_of(self, rank: int = 0) -> torch.device:
         """Where to train; ``rank`` counts this machine's processes."""
         if self.device == "auto":
@@ -119,11 +131,12 @@ Config = TypeVar("Config", bound=Settings)
 def parse_run(
     description: str | None, arguments: list[str] | None, kind: type[Config],
     recipes: Mapping[str, Mapping[str, Any]], *,
-    paths: tuple[str, ...], changeable: tuple[str, ...] = (),
+    paths: tuple[str, ...], weights: tuple[str, ...], changeable: tuple[str, ...] = (),
 ) -> tuple[Config, Path]:  # fmt: skip
     """The settings, resolved, and the folder of a run, by a command line that has a flag for each
-    field of ``kind``. Those that are ``paths`` are made absolute; --resume may change those that
-    are ``changeable``. SystemExit says what is wrong."""
+    field of ``kind``. Those that are ``paths`` are made absolute, and so are folders and files
+    among the ``weights``; --resume may change those that are ``changeable``. SystemExit says what
+    is wrong."""
     parser = argparse.ArgumentParser(
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -150,7 +163,7 @@ def parse_run(
             raise SystemExit(f"--resume takes {flags}: the settings are those of the run")
         try:
             saved = json.loads((resume / "config.json").read_text())
-            return kind(**saved | given), resume
+            return kind(**saved | given).resolved(), resume
         except (OSError, ValueError, TypeError) as error:
             raise SystemExit(f"--resume {resume}: no run of this script: {error}") from error
     if not out or "data" not in given:
@@ -159,18 +172,21 @@ def parse_run(
         given[name] = str(Path(given[name]).resolve())
     try:
         config = kind(**{**recipes[recipe], **given})
+        asked = config.resolved(weights)
     except ValueError as error:
         raise SystemExit(str(error)) from error
     # A name with a dot is that of a file which a kill left half-written.
     if not out.exists() or all(path.name.startswith(".") for path in out.iterdir()):
-        return config, out
+        return asked, out
     try:
-        saved = kind(**json.loads((out / "config.json").read_text()))
+        saved = kind(**json.loads((out / "config.json").read_text())).resolved()
     except (OSError, ValueError, TypeError) as error:
         raise SystemExit(f"{out} is not empty and holds no run: give another --out") from error
     # What --resume or the run itself may have changed is as given, or else as the run has it.
     kept = {name: getattr(saved, name) for name in set(changeable) - given.keys()}
-    config = dataclasses.replace(config, **kept)
+    if config.amp == "auto":
+        kept["amp"] = saved.amp
+    config = dataclasses.replace(asked, **kept)
     if config != saved:
         other = sorted(dict(vars(config).items() - vars(saved).items()))
         raise SystemExit(
@@ -190,8 +206,9 @@ def load_init(name: str, flag: str = "--init") -> ImprovedVGG19:
 
 def name_of(weights: str) -> str:
     """What to call weights: those of a run by the run, not by where it lay."""
-    path = Path(weights).absolute()
-    if not path.exists():
+    path = Path(weights)
+    if not path.is_absolute() and not path.exists():
         return weights
-    folder = path if path.is_dir() else path.parent
+    path = path.absolute()
+    folder = path.parent if path.suffix == ".safetensors" else path
     return folder.parent.name if folder.name.startswith("weights") else folder.name

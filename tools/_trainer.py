@@ -62,8 +62,13 @@ def soft_loss(logits: Tensor, targets: Tensor, kind: str) -> Tensor:
 
 
 def unexplained(found: Tensor, wanted: Tensor) -> Tensor:
-    """The mean square error of (N, D) numbers as a share of the variance of those wanted."""
-    return F.mse_loss(found, wanted) / wanted.var(0, correction=0).mean()
+    """The mean square error of (N, D) numbers as a share of the variance of those wanted, which is
+    that of the whole batch where processes share one."""
+    batch = [wanted]
+    if dist.is_initialized():
+        batch = [torch.empty_like(wanted) for _ in range(dist.get_world_size())]
+        dist.all_gather(batch, wanted.contiguous())
+    return F.mse_loss(found, wanted) / torch.cat(batch).var(0, correction=0).mean()
 
 
 @torch.no_grad()
@@ -231,7 +236,7 @@ class Trainer:
         """Set the statistics of ``average``'s BatchNorm to those over random crops and mirrors.
 
         Those of training are of images that were rotated, erased and mixed, which is not what
-        the network is used on.
+        the network is used on. Those of frozen blocks stay.
         """
         size, crops = self.settings.batch_size, Augmentation(crop=True)
         count = self.steps_an_epoch * size
@@ -239,8 +244,12 @@ class Trainer:
         order = torch.randperm(len(self.images), generator=generator)[:count].to(self.device)
         numbers = torch.rand(count, NUMBERS, generator=generator).to(self.device)
         parts = zip(order.split(size), numbers.split(size), strict=True)
-        batches = (augment(self.images[picked], drawn, crops) for picked, drawn in parts)
-        update_bn(batches, self.average)
+        frozen = first_blocks(self.average.eval(), self.settings.freeze)
+        batches = (
+            frozen(self.average.normalise(augment(self.images[picked], drawn, crops), torch.inf))
+            for picked, drawn in parts
+        )
+        update_bn(batches, self.average.features[len(frozen) :])
         self.average.eval()
 
     @torch.no_grad()

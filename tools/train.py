@@ -7,7 +7,7 @@
   python tools/train.py --resume runs/release [--epochs 120]
   torchrun --nproc-per-node 2 tools/train.py --data fer2013.csv --recipe paper --out runs/two
 
-The folder --out gets config.json (every setting, resolved), metrics.jsonl (a line an epoch),
+The folder --out gets config.json (every setting), metrics.jsonl (a line an epoch),
 curves.png, checkpoint.safetensors (--resume goes on from it) and, at the end, weights/
 (config.json and model.safetensors, which ferfacenet.load_pretrained reads) and
 weights-float32/, the same before they were rounded to float16. The same command again goes on
@@ -94,6 +94,12 @@ class Config(Settings):
     minutes: float = 0.0  # as many epochs as fit into this time, whatever --epochs says
 
     @property
+    def by_votes(self) -> bool:
+        """Whether the votes of FER+ are learned from."""
+        weights = self.votes_weight or self.votes_correction
+        return bool(self.labels == "ferplus" or weights)
+
+    @property
     def categories(self) -> tuple[str, ...]:
         return FERPLUS_CATEGORIES if self.labels == "ferplus" else FER2013_CATEGORIES
 
@@ -162,12 +168,11 @@ def parse(arguments: list[str] | None = None) -> tuple[Config, Path]:
     """The resolved config and the run's folder."""
     config, out = parse_run(
         __doc__, arguments, Config, RECIPES,
-        paths=("data", "votes"),
+        paths=("data", "votes"), weights=("init", "teachers"),
         # The length may change with the time that there is; metrics.jsonl says from when.
         changeable=("epochs", "sizes"),
     )  # fmt: skip
-    by_votes = config.labels == "ferplus" or config.votes_weight or config.votes_correction
-    if by_votes and not config.votes:
+    if config.by_votes and not config.votes:
         raise SystemExit("--votes is needed: FER+'s fer2013new.csv (or --votes-weight 0)")
     if (config.consistent or config.votes_correction) and not config.teachers:
         raise SystemExit("--consistent and --votes-correction are about --teachers: name some")
@@ -380,11 +385,12 @@ def to_device(faces: Faces, device: torch.device) -> tuple[Tensor, Tensor]:
 
 
 def make_trainer(
-    config: Config, training: Faces, shares: Tensor | None, device: torch.device, resumed: bool,
-    answers: Answers | None = None,
+    config: Config, training: Faces, counts: npt.NDArray[np.float32] | None, shares: Tensor | None,
+    device: torch.device, resumed: bool, answers: Answers | None = None,
 ) -> Trainer:  # fmt: skip
-    """The trainer of ``training`` and the ``shares`` of votes that are learned in place of its
-    labels, if any; of a run that is resumed, without what its checkpoint holds."""
+    """The trainer of ``training``, with the ``counts`` of its votes (N, 10), if any, and the
+    ``shares`` of them that are learned in place of its labels, if they are; of a run that is
+    resumed, without what its checkpoint holds."""
     torch.manual_seed(config.seed)
     network = build(config)
     if config.init and not resumed:
@@ -394,15 +400,13 @@ def make_trainer(
     votes = odds = None
     teacher: Tensor | Teacher | None = None
     embeddings = 0
-    if config.votes_weight or config.votes_correction:
-        counts = load_votes(config.votes, training)
-        if config.votes_weight:
-            # A row of zeros weighs nothing in a cross-entropy.
-            parts = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-            votes = torch.tensor(parts, device=device)
-        if config.votes_correction:
-            found = vote_odds(counts, training.labels, network.num_classes)
-            odds = torch.tensor(found * config.votes_correction, device=device)
+    if counts is not None and config.votes_weight:
+        # A row of zeros weighs nothing in a cross-entropy.
+        parts = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+        votes = torch.tensor(parts, device=device)
+    if counts is not None and config.votes_correction:
+        found = vote_odds(counts, training.labels, network.num_classes)
+        odds = torch.tensor(found * config.votes_correction, device=device)
     if config.teachers and config.consistent:
         teacher, embeddings = consistent_teacher(config, device)
         if config.rounds:
@@ -470,19 +474,29 @@ def main(arguments: list[str] | None = None, answers: Answers | None = None) -> 
     if len(held):
         tests["holdout_accuracy"] = held
     shares = None
-    if config.labels == "ferplus":
+    counts = load_votes(config.votes, training) if config.by_votes else None
+    if counts is not None and config.labels == "ferplus":
         for key, part in tests.items():
             tests[key], _ = relabel(part, load_votes(config.votes, part))
-        training, found = relabel(training, load_votes(config.votes, training), least=0)
+        rows = training.rows
+        training, found = relabel(training, counts, least=0)
+        counts = counts[np.isin(rows, training.rows)]
         shares = torch.from_numpy(found)
 
     tensors, state = load_checkpoint(out, fingerprint, config.data)
     state = state or {"fingerprint": fingerprint, "history": []}
+    if (done := len(state["history"])) and config.epochs <= done:
+        planned = state["history"][-1].get("epochs", config.epochs)
+        if config.epochs != planned:
+            raise SystemExit(
+                f"--epochs {config.epochs}: {done} of {planned} are over. In the last one the rate "
+                f"falls to its end, and BatchNorm is measured: give at least {done + 1}"
+            )
     if config.minutes and not state["history"]:
         config = dataclasses.replace(config, epochs=100)  # until the first are measured
     # Now, not in the end, when they may be gone, or others by that name, and all work in vain.
     begun = load_init(config.init) if config.keep else None
-    trainer = make_trainer(config, training, shares, device, bool(tensors), answers)
+    trainer = make_trainer(config, training, counts, shares, device, bool(tensors), answers)
     if tensors:
         trainer.load(tensors)
     again = f"python tools/train.py --resume {out}"
