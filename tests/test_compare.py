@@ -22,7 +22,9 @@ def test_answers_are_counted_by_both_labels(
 ) -> None:
     monkeypatch.setattr(_pages, "ROOT", tmp_path)
     data, votes, folder = tmp_path / "fer2013.csv", tmp_path / "fer2013new.csv", tmp_path / "CK+48"
-    data.write_text(csv_text(0, 14).replace("PublicTest", "PrivateTest"))
+    private = csv_text(0, 14).replace("PublicTest", "PrivateTest")
+    known = [row.replace("PrivateTest", "Training") for row in private.splitlines()[1:3]]
+    data.write_text(private + "\n".join(known))
     head, *lines = votes_text(14).splitlines()
     votes.write_text("\n".join([head, *lines[:-1], "Training,a.png,5,0,0,5,0,0,0,0,0,0"]))
     for label, name in enumerate(FOLDERS.values()):
@@ -34,7 +36,8 @@ def test_answers_are_counted_by_both_labels(
     compare.write_json(spoilt, {"ferplus": {"mean": {"accuracy": 0.5}}})
     compare.main(["--data", str(data), "--votes", str(votes), "--ckplus", str(folder)])
     found = json.loads((tmp_path / "docs/results/compare/compare.json").read_text())
-    assert found["images"] == {"fer2013": 14, "ferplus": 13, "ckplus": 6, "neutral": 1}
+    images = {"fer2013": 14, "ferplus": 13, "ckplus": 6, "neutral": 1, "in_training": 2}
+    assert found["images"] == images
     of = {row["weights"]: row for row in found["rows"]}
     assert of.keys() == {"fer2013", "fer2013-small", "ferplus", "photos"}
     model = load_pretrained("fer2013-small")

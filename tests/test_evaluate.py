@@ -117,6 +117,17 @@ def test_calibration_error_by_hand() -> None:
     assert mean[8] == pytest.approx(0.55)
 
 
+def test_decisions_are_those_at_each_networks_temperature() -> None:
+    # By one view, then the other: at a temperature of 1 the second, sure one decides, at 100 both.
+    logits = torch.zeros(1, 10, 3)
+    logits[:, 4], logits[:, 9] = torch.tensor([9.0, 3, 0]), torch.tensor([0.0, 12, 0])
+    decided = [evaluate.average(logits[:, [4, 9]], t).argmax(1).item() for t in (0.1, 100.0)]
+    assert decided == [0, 1]
+    pair = (logits, logits)
+    assert evaluate.count_differences(pair, (0.1, 100.0))["flip"] == 1
+    assert evaluate.count_differences(pair, (100.0, 100.0))["flip"] == 0
+
+
 def test_the_fitted_temperature_is_the_one_that_was_put_in() -> None:
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(4000, 1, 7, generator=generator).double() * 2
@@ -157,6 +168,8 @@ def test_two_weights_are_compared(tiny_csv: Path, weights: Path, tmp_path: Path)
     result = run(tiny_csv, weights, "--against", str(tmp_path / "other"))
     differ = said.argmax(1) != wanted.argmax(1)
     assert result["decisions_that_differ"]["flip"] == int(differ.sum()) > 0
+    assert result["precision"] == "float32"
+    assert result["versions"]["torch"] == torch.__version__.partition("+")[0]
     divergence = (wanted * (wanted / said).log()).sum(1).mean()
     assert result["kl_divergence"] == pytest.approx(float(divergence), abs=1e-4)
 

@@ -87,6 +87,7 @@ def test_a_run_becomes_bundled_weights(
     assert weights == (run / "weights" / "model.safetensors").read_bytes()
     public = json.loads((root / "docs/results/fer2013/public.json").read_text())
     assert public["images"] == 28
+    assert public["precision"] == "float32" and "torch" in public["versions"]
     assert set(public["decisions_changed_by_rounding"]) == {"flip", "ten_crop", "none"}
     model = load_pretrained(folder)
     assert round(model.temperature.item(), 4) == public["temperature"] != 1
@@ -174,11 +175,13 @@ def test_weights_and_folds_of_ckplus(root: Path, tmp_path: Path) -> None:
         (folder / "config.json").write_text(json.dumps(config))
         (folder / "metrics.jsonl").write_text('{"epoch": 1}\n')
     (folds / "result.json").write_text(json.dumps(result))
+    (folds / "predictions.csv").write_text("file,fold\n")
     model = sharp(width=0.125)
     model.categories, model.temperature = CATEGORIES, 1.5
     save_pretrained(model, run / "weights", metrics={"folds": 0.9}, **SENTENCES)
     release.main([str(folds), "--name", "ckplus-subject"])
     assert _pages.read("ckplus-subject/result.json") == result
+    assert (root / "docs/results/ckplus-subject/predictions.csv").read_text() == "file,fold\n"
     release.main([str(run), "--name", "ckplus", "--quick"])
     assert load_pretrained(root / "ferfacenet/weights/ckplus").categories == CATEGORIES
     assert "for CK+" in (root / "ferfacenet/weights/ckplus/README.md").read_text()

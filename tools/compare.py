@@ -6,8 +6,8 @@ asks the bundled weights for FER2013 and FER+, by centre and mirror, and writes
 docs/results/compare/compare.json. PrivateTest is measured by FER2013's labels and by FER+'s, CK+
 where it shows one of the six expressions that all know. An answer that is no class of the labels is
 wrong; of_six leaves all answers but the six out; fear is the share of faces labelled so by FER2013
-that are read so. None of the weights was trained on these images. The page has what robustness.py
-says of degraded ones beside.
+that are read so. None of the weights was trained on these rows, but in_training of the images occur
+in Training too, byte for byte. The page has what robustness.py says of degraded ones beside.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import _ckplus
 import _pages
 import numpy as np
 from _fer2013 import FERPLUS_CATEGORIES, load, load_votes, relabel
-from evaluate import predict, record_command, write_json
+from evaluate import choose, measured_by, predict, record_command, write_json
 
 from ferfacenet import list_pretrained, load_pretrained
 from ferfacenet.model import FER2013_CATEGORIES
@@ -36,7 +36,8 @@ def main(arguments: list[str] | None = None) -> None:
     add("--votes", type=Path, required=True, help="FER+'s fer2013new.csv")
     add("--ckplus", type=Path, required=True, metavar="CK+48", help="the folder")
     options = parser.parse_args(arguments)
-    private = load(options.data).split("PrivateTest")
+    faces = load(options.data)
+    private, fresh = choose(faces, "PrivateTest")
     agreed, _ = relabel(private, load_votes(options.votes, private))
     frames = _ckplus.load(options.ckplus)
     labels = np.array(_ckplus.CATEGORIES)[frames.labels]
@@ -68,7 +69,9 @@ def main(arguments: list[str] | None = None) -> None:
         })  # fmt: skip
     counts = {"fer2013": len(private), "ferplus": len(agreed), "ckplus": len(posed)}
     counts["neutral"] = int((by_ferplus == "neutral").sum())
-    result = {"images": counts, "rows": rows, "command": record_command("compare.py", arguments)}
+    counts["in_training"] = int((~fresh).sum())
+    result = {"images": counts, "rows": rows} | measured_by()
+    result["command"] = record_command("compare.py", arguments)
     write_json(_pages.ROOT / "docs" / "results" / "compare" / "compare.json", result)
     print(_pages.compare())
 

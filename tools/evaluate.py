@@ -14,9 +14,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import re
 import shlex
 import sys
+import warnings
+from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, get_args
 
@@ -78,7 +82,8 @@ def average(logits: Tensor, temperature: float) -> Tensor:
 
 
 def fit_temperature(logits: Tensor, labels: Tensor) -> float:
-    """The temperature at which the views' mean probabilities have the least log loss."""
+    """The temperature at which the views' mean probabilities have the least log loss, of those
+    between 0.14 and 7.3."""
 
     def loss(exponent: float) -> float:
         chosen = average(logits.double(), float(np.exp(exponent)))[range(len(labels)), labels]
@@ -160,7 +165,14 @@ def evaluate(
     varied = part.varied()
     default, labels = logits[varied][:, VIEWS["flip"]], torch.tensor(part.labels[varied])
     if fit:
-        model.temperature.fill_(fit_temperature(default, labels))
+        fitted = fit_temperature(default, labels)
+        if abs(math.log(fitted)) > 1.99:  # nearly all answers are right, or they say nothing
+            warnings.warn(
+                f"the temperature is at the bound of its fit, {fitted:.3f}: these {len(labels)} "
+                "images do not tell how sure the network may be",
+                stacklevel=2,
+            )
+        model.temperature.fill_(fitted)
     names = model.categories or ()
     temperature = round(model.temperature.item(), 4)
     answers = {name: average(logits[:, which], temperature) for name, which in VIEWS.items()}
@@ -206,12 +218,14 @@ def draw(result: dict[str, Any], part: Faces, logits: Tensor, folder: Path) -> N
     plot_reliability(bins, title, folder / "reliability.png")
 
 
-def count_differences(one: Tensor, other: Tensor) -> dict[str, int]:
-    """On how many images two networks' (N, 10, C) logits decide differently, by views."""
-    decided = [
-        {n: average(of[:, w], 1.0).argmax(1) for n, w in VIEWS.items()} for of in (one, other)
-    ]
-    return {name: int((decided[0][name] != decided[1][name]).sum()) for name in VIEWS}
+def count_differences(logits: Sequence[Tensor], temperatures: Sequence[float]) -> dict[str, int]:
+    """On how many images two networks' (N, 10, C) logits decide differently, by views, each at its
+    temperature, as ``predict_proba`` decides."""
+    one, other = (
+        {name: average(of[:, which], t).argmax(1) for name, which in VIEWS.items()}
+        for of, t in zip(logits, temperatures, strict=True)
+    )
+    return {name: int((one[name] != other[name]).sum()) for name in VIEWS}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -245,17 +259,24 @@ def main(arguments: list[str] | None = None) -> None:
     if other:
         found = crop_logits(other.to(options.device), part.images, "other crops", options.precision)
         pair = [of[part.varied()] for of in (logits, found)]
-        result["decisions_that_differ"] = count_differences(*pair)
+        temperatures = [network.temperature.item() for network in (model, other)]
+        result["decisions_that_differ"] = count_differences(pair, temperatures)
         said, wanted = (
-            average(of[:, VIEWS["flip"]], network.temperature.item())
-            for of, network in zip(pair, (model, other), strict=True)
+            average(of[:, VIEWS["flip"]], t) for of, t in zip(pair, temperatures, strict=True)
         )
         result["kl_divergence"] = float(F.kl_div(said.log(), wanted, reduction="batchmean"))
+    result |= measured_by(options.precision)
     result["command"] = record_command("evaluate.py", arguments)
     options.out.mkdir(parents=True, exist_ok=True)
     draw(result, part, logits, options.out)
     write_json(options.out / "evaluation.json", result)
     print(json.dumps(result, indent=2))
+
+
+def measured_by(precision: Precision = "float32") -> dict[str, Any]:
+    """What figures hang on besides data and weights, for the JSON that keeps them."""
+    names = ("torch", "numpy", "scikit-learn", "pillow")
+    return {"precision": precision, "versions": {name: version(name) for name in names}}
 
 
 def write_json(path: Path, value: object) -> None:

@@ -38,6 +38,7 @@ from evaluate import (
     crop_logits,
     draw,
     evaluate,
+    measured_by,
     votes_for,
     write_json,
 )
@@ -75,9 +76,11 @@ def measure(
             precise = source.with_name("weights-float32")
             if source.name == "weights" and precise.is_dir():
                 other = crop_logits(load_pretrained(precise, device=device), part.images)
-                result["decisions_changed_by_rounding"] = count_differences(logits, other)
+                temperatures = [model.temperature.item()] * 2
+                changed = count_differences((logits, other), temperatures)
+                result["decisions_changed_by_rounding"] = changed
         metrics |= {f"{split} {tta} accuracy": round(v, 5) for tta, v in result["accuracy"].items()}
-        write_json(out / f"{key}.json", result)
+        write_json(out / f"{key}.json", result | measured_by())
         draw(result, part, logits, out)
     chosen = config.selected_on.partition(_FITTED)[0] + _FITTED
     chosen += _SCORED if any(key.startswith("PrivateTest") for key in metrics) else "."
@@ -101,7 +104,7 @@ def bundle(source: Path, name: str, config: WeightsConfig) -> None:
 
 def keep_run(run: Path, name: str) -> None:
     """Put a run's settings, with files by their names alone, its history and, of folds, their
-    result into docs/results."""
+    result and predictions into docs/results."""
     out = _pages.ROOT / "docs" / "results" / name
     config = json.loads((run / CONFIG_FILE).read_text())
     for key in {"data", "votes", "result"} & config.keys():
@@ -109,9 +112,9 @@ def keep_run(run: Path, name: str) -> None:
     for key in {"init", "teachers"} & config.keys():
         config[key] = ",".join(name_of(weights) for weights in config[key].split(",") if weights)
     write_json(out / CONFIG_FILE, config)
-    shutil.copyfile(run / "metrics.jsonl", out / "metrics.jsonl")
-    if (run / "result.json").is_file():
-        shutil.copyfile(run / "result.json", out / "result.json")
+    for file in ("metrics.jsonl", "result.json", "predictions.csv"):
+        if (run / file).is_file():
+            shutil.copyfile(run / file, out / file)
 
 
 def registry_entry(folder: Path) -> dict[str, Any]:
