@@ -24,7 +24,7 @@ from ferfacenet import ImprovedVGG19, load_pretrained, predict_proba, save_pretr
 SCRIPT = ROOT / "tools" / "ckplus_kfold.py"
 TINY = [
     "--epochs", "2", "--batch-size", "7", "--n-folds", "3", "--sizes", "32", "--width", "0.125",
-    "--device", "cpu",
+    "--device", "cpu", "--protocol", "random",
 ]  # fmt: skip
 
 
@@ -48,7 +48,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def whole(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An uninterrupted run over subjects."""
     run = tmp_path_factory.mktemp("runs") / "whole"
-    ckplus_kfold.main(["--data", str(tiny), "--protocol", "subject", "--out", str(run), *TINY])
+    ckplus_kfold.main(["--data", str(tiny), *TINY, "--protocol", "subject", "--out", str(run)])
     return run
 
 
@@ -71,22 +71,84 @@ def real() -> Frames:
     return load(folder)
 
 
+def folds_of(frames: Frames, protocol: Any, **settings: Any) -> list[Any]:
+    """The frames that each fold tests."""
+    return ckplus_kfold.make_folds(frames, ckplus_kfold.Config(protocol=protocol, **settings))
+
+
+def rest_of(frames: Frames, folds: list[Any]) -> list[Any]:
+    """And those that it trains on."""
+    return [np.delete(np.arange(len(frames.names)), test) for test in folds]
+
+
 def test_real_frames_and_their_folds(real: Frames) -> None:
     assert real.images.shape == (981, 48, 48)
     assert len(set(real.subjects)) == 118
     assert np.bincount(real.labels).tolist() == [135, 54, 177, 75, 207, 84, 249]
-    random, again = (ckplus_kfold.make_folds(real, ckplus_kfold.Config()) for _ in range(2))
-    assert np.array_equal(random, again)
-    counts = np.array([np.bincount(real.labels[random == fold]) for fold in range(10)])
+    random, again = (folds_of(real, "random") for _ in range(2))
+    assert all(map(np.array_equal, random, again))
+    counts = np.array([np.bincount(real.labels[test]) for test in random])
     assert counts.sum() == 981
     assert (counts.max(0) - counts.min(0) <= 1).all()
-    folds = ckplus_kfold.make_folds(real, ckplus_kfold.Config(protocol="subject"))
-    for fold in range(10):  # nobody is on both sides
-        assert not set(real.subjects[folds == fold]) & set(real.subjects[folds != fold])
-        assert set(real.labels[folds == fold]) == set(real.labels[folds != fold]) == set(range(7))
+    folds = folds_of(real, "subject")
+    for test, rest in zip(folds, rest_of(real, folds), strict=True):  # nobody is on both sides
+        assert not set(real.subjects[test]) & set(real.subjects[rest])
+        assert set(real.labels[test]) == set(real.labels[rest]) == set(range(7))
     published = json.loads((ckplus_kfold.PUBLISHED / "result.json").read_text())
-    right = np.array(published["accuracy_by_fold"]) * np.bincount(folds)
+    right = np.array(published["accuracy_by_fold"]) * [*map(len, folds)]
     assert right == pytest.approx(right.round())  # whole images: the folds are that run's
+
+
+def test_the_public_folds(real: Frames) -> None:
+    """What is known of those of the public VGG19 code, and how far memory goes on all folds."""
+    folds = folds_of(real, "public")
+    assert [*map(len, folds)] == [99] * 10
+    tested = np.bincount(np.concatenate(folds), minlength=981)
+    assert np.bincount(tested).tolist() == [24, 924, 33]
+    sequences = np.array([name.rpartition("_")[0] for name in real.names])
+    known = 0
+    for test, rest in zip(folds, rest_of(real, folds), strict=True):
+        assert not set(sequences[test]) & set(sequences[rest])
+        known += np.isin(real.subjects[test], real.subjects[rest]).sum()
+    assert known == 627  # of 990: 63.3 %
+    assert [real.names[index] for index in folds[9][:12:6]] == [
+        "anger/S503_001_00000069.png", "anger/S506_001_00000038.png",
+    ]  # fmt: skip
+    pooled, best = {"public": 34.65, "random": 98.67, "subject": 55.56}, 0.0
+    for protocol, share in pooled.items():
+        found = ckplus_kfold.nearest_neighbour(real, folds_of(real, protocol))
+        assert 100 * found["accuracy"] == pytest.approx(share, abs=0.005)
+        best = best or max(found["accuracy_by_fold"])
+    assert 100 * best == pytest.approx(53.54, abs=0.005)
+
+
+def test_the_public_folds_are_those_of_ck_plus_alone(tiny: Path, tmp_path: Path) -> None:
+    given = ["--data", str(tiny), *TINY, "--out", str(tmp_path), "--protocol", "public"]
+    with pytest.raises(SystemExit, match="--n-folds 3: the public folds are ten"):
+        ckplus_kfold.main(given)
+    with pytest.raises(SystemExit, match=r"981 frames of CK\+48"):
+        ckplus_kfold.main([*given, "--n-folds", "10"])
+
+
+def test_frames_that_two_folds_test_and_that_none_does(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folds = [np.array([0, 7, 14, 21, 28, 35]), np.array([0, 1, 8])]
+    monkeypatch.setattr(ckplus_kfold, "make_folds", lambda *_: folds)
+    given = ["--data", str(tiny), *TINY, "--epochs", "1", "--n-folds", "2", "--out", str(tmp_path)]
+    with pytest.warns(UserWarning, match=r"at the bound of its fit, 0\.135: these 9 images"):
+        ckplus_kfold.main(given)
+    rows = [*csv.DictReader((tmp_path / "predictions.csv").read_text().splitlines())]
+    names = load(tiny).names
+    assert [row["file"] for row in rows] == [names[index] for test in folds for index in test]
+    assert [row["fold"] for row in rows] == ["1"] * 6 + ["2"] * 3
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["images"] == 9
+    right = np.array([row["true"] == row["predicted"] for row in rows])
+    assert result["accuracy_by_fold"] == pytest.approx([right[:6].mean(), right[6:].mean()])
+    memory = result["nearest_neighbour"]["accuracy_by_fold"]
+    assert memory == [1.0, 1.0]  # the stripe tells
+    assert result["precision"] == "float32" and "scikit-learn" in result["versions"]
 
 
 def test_the_published_folds_hang_on_no_version_of_scikit_learn() -> None:
@@ -97,8 +159,10 @@ def test_the_published_folds_hang_on_no_version_of_scikit_learn() -> None:
         count = len(persons)
         images, labels = np.zeros((count, 48, 48), np.uint8), np.arange(count) % 7
         frames = Frames(tuple(persons), images, labels, np.array(persons))
-        config = ckplus_kfold.Config(protocol="subject", **settings)
-        return [fold + 1 for fold in ckplus_kfold.make_folds(frames, config).tolist()]
+        numbers = np.zeros(count, np.int64)
+        for number, test in enumerate(folds_of(frames, "subject", **settings), 1):
+            numbers[test] = number
+        return numbers.tolist()
 
     assert folds([*published]) == [*published.values()]
     for persons in ([*published, "S998"], [*published][1:]):
@@ -152,8 +216,8 @@ def test_every_image_is_tested_once_and_pooled(whole: Path, tiny: Path) -> None:
 
 def test_a_stopped_run_goes_on_where_it_was(whole: Path, tiny: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    command = [sys.executable, str(SCRIPT), "--data", str(tiny), "--protocol", "subject"]
-    command += ["--out", str(run), *TINY]
+    command = [sys.executable, str(SCRIPT), "--data", str(tiny), *TINY]
+    command += ["--protocol", "subject", "--out", str(run)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     metrics = run / "metrics.jsonl"
     while not metrics.exists() or len(metrics.read_text().splitlines()) < 3:
@@ -168,8 +232,8 @@ def test_a_stopped_run_goes_on_where_it_was(whole: Path, tiny: Path, tmp_path: P
     assert metrics.read_text().splitlines()[: len(before)] == before
     assert (run / "predictions.csv").read_bytes() == (whole / "predictions.csv").read_bytes()
     expected, found = (json.loads((r / "result.json").read_text()) for r in (whole, run))
-    assert expected.pop("command").endswith(f"--out whole {' '.join(TINY)}")
-    assert found.pop("command").endswith(f"--out run {' '.join(TINY)}")
+    assert expected.pop("command").endswith("--protocol subject --out whole")
+    assert found.pop("command").endswith("--protocol subject --out run")
     assert found == expected
 
 
@@ -178,9 +242,9 @@ def test_wrong_arguments_are_named(whole: Path, tiny: Path, tmp_path: Path) -> N
     for arguments, message in (
         (["--resume", str(whole), "--epochs", "3"], "no other flag"),
         ([*new, "--result", str(whole / "result.json")], "--protocol all"),
-        (new, "--n-folds 10: "),
+        ([*new, "--protocol", "random"], "--n-folds 10: "),
         ([*new, "--epochs", "0"], "--epochs counts from 1"),
-        ([*new, "--n-folds", "3", "--init", "nowhere"], "--init nowhere: "),
+        ([*new, "--protocol", "all", "--init", "nowhere"], "--init nowhere: "),
     ):
         with pytest.raises(SystemExit, match=message):
             ckplus_kfold.main(arguments)

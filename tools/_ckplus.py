@@ -18,6 +18,13 @@ FOLDERS = {
 }  # fmt: skip
 CATEGORIES = tuple(FOLDERS)
 
+#: How many sequences of each label one of the ``public_folds`` tests, in the order of their code.
+_TESTED = {
+    "anger": 4, "disgust": 6, "fear": 3, "happiness": 7, "sadness": 3, "surprise": 8, "contempt": 2,
+}  # fmt: skip
+#: How many frames of each label CK+48 has, in the order of ``CATEGORIES``.
+_COUNTS = [135, 54, 177, 75, 207, 84, 249]
+
 
 @dataclass(frozen=True)
 class Frames:
@@ -61,3 +68,31 @@ def load(folder: str | Path) -> Frames:
             labels.append(label)
             subjects.append(match[1])
     return Frames(tuple(names), np.stack(images), np.array(labels), np.array(subjects))
+
+
+def public_folds(frames: Frames) -> list[npt.NDArray[np.int64]]:
+    """The frames that each of ten folds tests, 99 each, as the public VGG19 code cuts CK+48
+    (WuJie1010/Facial-Expression-Recognition.Pytorch on GitHub).
+
+    A fold takes the next whole sequences of every label, the tenth the last ones. A tenth of a
+    label's sequences is seldom whole, so that 24 frames are in no test and 33 in two; fear has too
+    few for nine folds, and its ninth goes on into the label behind it. SystemExit if the frames
+    are not those of CK+48.
+    """
+    counts = np.bincount(frames.labels, minlength=len(CATEGORIES)).tolist()
+    if counts != _COUNTS:
+        raise SystemExit(
+            f"--protocol public is for the {sum(_COUNTS)} frames of CK+48, by label {_COUNTS}; "
+            f"--data has {counts}"
+        )
+    own = [np.flatnonzero(frames.labels == CATEGORIES.index(label)) for label in _TESTED]
+    line, ends = np.concatenate(own), np.cumsum([len(of) for of in own])
+    folds = []
+    for fold in range(10):
+        parts = []
+        for indices, end, sequences in zip(own, ends, _TESTED.values(), strict=True):
+            size = 3 * sequences
+            first = end - size if fold == 9 else end - len(indices) + fold * size
+            parts.append(line[first : first + size])
+        folds.append(np.concatenate(parts))
+    return folds
