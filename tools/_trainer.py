@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from _augment import NUMBERS, Augmentation, augment
+from _columns import use_columns
 from _fer2013 import VOTES
 from _networks import share_batch_norm
 from _settings import Settings
@@ -181,8 +182,7 @@ class Trainer:
         self.trainee.to(memory_format=torch.channels_last)
         if not on_gpu:
             keep_memory()
-            if not self.bf16:
-                use_winograd(self.trainee)
+            (use_columns if self.bf16 else use_winograd)(self.trainee)
         if shared:
             share_batch_norm(self.trainee, self.device)
         self.frozen = first_blocks(network, settings.freeze).requires_grad_(False)
