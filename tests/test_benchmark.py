@@ -55,7 +55,8 @@ def test_accuracies_are_those_of_the_answers(run: Any, weights: str, tiny_csv: P
     public = benchmark.load(tiny_csv).split("PublicTest")
     x = torch.from_numpy(public.images)[:, None] / 255
     for row in report["tta"]:
-        found = predict_proba(load_pretrained(weights), x, tta=row["tta"]).argmax(1).numpy()
+        model = load_pretrained(weights)
+        found = predict_proba(model, x, tta=row["tta"], precision="float32").argmax(1).numpy()
         assert row["accuracy"] == pytest.approx((found == public.labels).mean(), abs=1e-4)
     peers = {row["package"]: row["accuracy"] for row in report["peers"]}
     (single,) = (row["accuracy"] for row in report["tta"] if row["tta"] is None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from _pages import CKPLUS, VIEWS, classes, dataset_of, evaluated, percent, read, read_configs, table
+from _pages import VIEWS, classes, dataset_of, evaluated, percent, read, read_configs, table
 from huggingface_hub import EvalResult, ModelCardData
 
 from ferfacenet.hub import repo_id
@@ -74,7 +74,7 @@ def card(name: str) -> str:
             raise ValueError(f"{name}: {key} in config.json is empty, and the card has to say it")
     dataset = dataset_of(config)
     short = dataset.lower().replace("+", "plus")
-    folds = {"folds": read(f"{CKPLUS[1]}/result.json")}
+    folds = {"folds": read("ckplus-subject/result.json")}
     results, sections = [], []
     for of in evaluated(dataset).get(name, folds).values():
         if of["temperature"] != config.temperature:

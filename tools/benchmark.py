@@ -61,7 +61,7 @@ from train import RECIPES, Config
 
 from ferfacenet import ImprovedVGG19, load_pretrained, predict_proba, predict_video
 from ferfacenet.faces.yunet import detect
-from ferfacenet.fast import fast_forward, prefers_bfloat16
+from ferfacenet.fast import Precision, fast_forward, prefers_bfloat16
 from ferfacenet.transforms import CROP, SIZE, TTA, VIEW_COUNTS
 from ferfacenet.video.frames import read_frames
 from ferfacenet.video.writer import VideoWriter
@@ -114,12 +114,19 @@ def make_images(count: int) -> Images:
     return np.random.default_rng(0).integers(0, 256, (count, SIZE, SIZE), np.uint8)
 
 
-def read(model: ImprovedVGG19, tta: TTA | None, images: Images) -> torch.Tensor:
+def read(
+    model: ImprovedVGG19, tta: TTA | None, images: Images, precision: Precision = "auto"
+) -> torch.Tensor:
     """``predict_proba`` as a reader."""
-    return predict_proba(model, torch.from_numpy(images)[:, None] / 255, tta=tta)
+    x = torch.from_numpy(images)[:, None] / 255
+    return predict_proba(model, x, tta=tta, precision=precision)
 
 
 def accuracy(reader: Reader, faces: Faces, label: str) -> float:
+    """The share of the faces that a reader gets right, ours in float32, which is what it is on
+    every processor."""
+    if isinstance(reader, partial):
+        reader = partial(reader, precision="float32")
     right, shown = 0, np.flatnonzero(faces.varied())  # one of one gray counts as wrong
     for part in tqdm(np.array_split(shown, 1 + len(shown) // 128), desc=label):
         right += int((np.asarray(reader(faces.images[part])).argmax(1) == faces.labels[part]).sum())

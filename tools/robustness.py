@@ -33,7 +33,7 @@ from _degrade import degrade
 from _fer2013 import FERPLUS_CATEGORIES, Faces, load, load_votes, relabel
 from _settings import load_init, name_of
 from benchmark import make_fer
-from evaluate import calibration, record_command, votes_for, write_json
+from evaluate import calibration, measured_by, record_command, votes_for, write_json
 from evaluate_faces import choose_crops, measure_expressions, search
 from release import registry_entry
 from torch import Tensor
@@ -146,7 +146,7 @@ def main(arguments: list[str] | None = None) -> None:
     help = "registered names or folders (all for FER2013 and FER+)"
     add("--weights", nargs="*", metavar="NAME", help=help)
     add("--peers", action="store_true", help="fer as well")
-    add("--precision", choices=get_args(Precision), default="auto", help="(%(default)s)")
+    add("--precision", choices=get_args(Precision), default="float32", help="(%(default)s)")
     add("--every", type=int, default=1, help="only every so many images (%(default)s)")
     add("--count", type=int, default=500, help="crops to paste (%(default)s)")
     out = _pages.ROOT / "docs" / "results" / "robustness.json"
@@ -181,7 +181,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     for name, model in models.items():
         read = partial(predict_proba, model, errors="coerce", precision=options.precision)
-        own = {"config_sha256": digests[name], "precision": options.precision}
+        own = {"config_sha256": digests[name]} | measured_by(options.precision)
         faces = relabelled(public, votes[name])
         add_set(name_of(name), read, faces, model.categories or (), **own)
     if options.peers:
