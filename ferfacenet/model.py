@@ -16,7 +16,7 @@ FER2013_CATEGORIES = (
 )  # fmt: skip
 
 #: Mean and standard deviation of the FER2013 Training pixels, in [0, 1]
-#: (printed by ``python tools/_fer2013.py fer2013.csv``).
+#: (printed by ``python tools/data_facts.py --data fer2013.csv``).
 MEAN, STD = 0.5077, 0.2550
 
 #: The standard deviation within one such image, and the least that is no error of rounding.

@@ -1,7 +1,4 @@
-"""Reads FER2013 in the forms people have it, and the FER+ votes beside it.
-
-Run by hand it prints what the file holds: python tools/_fer2013.py fer2013.csv
-"""
+"""Reads FER2013 in the forms people have it, and the FER+ votes beside it."""
 
 from __future__ import annotations
 
@@ -14,7 +11,6 @@ import io
 import lzma
 import os
 import re
-import sys
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -254,13 +250,3 @@ def vote_odds(
     np.add.at(counts, labels, votes)
     odds: npt.NDArray[np.float32] = votes @ np.log(counts / counts.sum(1, keepdims=True)).T
     return odds.astype(np.float32)
-
-
-if __name__ == "__main__":
-    faces = load(sys.argv[1])
-    for index, name in enumerate(SPLITS):
-        counts = np.bincount(faces.labels[faces.splits == index], minlength=7)
-        constant = int((~faces.where(faces.splits == index).varied()).sum())
-        print(f"{name}: {counts.sum()} images, {constant} of one gray, per label {counts}")
-    pixels = faces.split("Training").images / 255
-    print(f"Training pixels: mean {pixels.mean():.4f}, standard deviation {pixels.std():.4f}")

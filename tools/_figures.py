@@ -67,13 +67,18 @@ def plot_widths(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-def plot_confusion(counts: npt.NDArray[np.int64], names: Sequence[str], path: Path) -> None:
+def plot_confusion(
+    counts: npt.NDArray[np.int64],
+    names: Sequence[str],
+    path: Path,
+    axis_titles: tuple[str, str] = ("predicted label", "true label"),
+) -> None:
     """The paper's Fig. 6: rows are true labels, columns predictions, each row's share."""
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     figure = Figure(figsize=(6.4, 5.4), layout="constrained")
     axes = figure.subplots()
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    axes.set(xlabel="predicted label", ylabel="true label")
+    axes.set(xlabel=axis_titles[0], ylabel=axis_titles[1])
     axes.set_xticks(range(len(names)), names, rotation=45, ha="right")
     axes.set_yticks(range(len(names)), names)
     for row, column in np.ndindex(shares.shape):

@@ -7,6 +7,7 @@ function of that name in ``BLOCKS`` returns.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -435,12 +436,132 @@ def photo_speed() -> str:
     return f"{table(*rows)}\n\n{machine(found)}."
 
 
+def data() -> str:
+    """What tools/data_facts.py found, each fact with what follows from it."""
+    found = read("data/data.json")
+    parts = {
+        "fer2013": ("FER2013", fer2013_facts),
+        "ferplus": ("FER+", ferplus_facts),
+        "ckplus": ("CK+48", ckplus_facts),
+    }
+    return "\n\n".join(
+        table((title, "", "what follows"), *facts(found[key]))
+        for key, (title, facts) in parts.items()
+        if key in found
+    )
+
+
+def list_counts(counts: Mapping[str, int]) -> str:
+    """What is there at all, the most first."""
+    ordered = sorted(counts.items(), key=lambda item: -item[1])
+    return ", ".join(f"{name} {count:,}" for name, count in ordered if count)
+
+
+def fer2013_facts(of: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    sizes = {split: sum(of["labels"][split].values()) for split in of["labels"]}
+    tests = [split for split in SPLITS.values() if sizes[split]]
+    common = max(of["labels"]["Training"], key=of["labels"]["Training"].__getitem__)
+    always = [of["labels"][split][common] / sizes[split] for split in tests]
+    known = [of["labelled_as_in_training"][s] / max(of["in_training"][s], 1) for s in tests]
+    pairs = np.array(of["labels_of_twins"])
+    odd = np.triu(pairs, 1)
+    one, other = (FER2013_CATEGORIES[i] for i in np.unravel_index(odd.argmax(), odd.shape))
+    both = " / ".join(tests)
+
+    def in_tests(key: str) -> str:
+        return " / ".join(f"{of[key][split]:,}" for split in tests)
+
+    return [
+        ("labels of Training", list_counts(of["labels"]["Training"]),
+         "recall by class says what accuracy hides"),
+        (f"{common} in {both}, %", " / ".join(percent(share, 1) for share in always),
+         "what a network has that looks at nothing"),
+        ("pixels of Training, in [0, 1]: mean, standard deviation",
+         f"{of['pixels']['mean']:.4f}, {of['pixels']['std']:.4f}",
+         "the weights have them and normalise by themselves"),
+        ("images of one gray", list_counts(of["blank"]) or "none",
+         "nobody can read them: `predict_proba` refuses them, `evaluate.py` counts them wrong"),
+        ("Training images that equal another", f"{of['training_twins']:,}",
+         "a part held out at random flatters; `--holdout` keeps twins on one side"),
+        ("those in groups of twins with several labels", f"{of['training_twins_at_odds']:,}",
+         "no network is right on all of Training"),
+        ("pairs of twins with one label, %", percent(np.trace(pairs) / max(pairs.sum(), 1), 1),
+         f"labels of one picture differ too, {one} and {other} most"),
+        (f"of {both} in Training", in_tests("in_training"),
+         "accuracy is given without these too"),
+        ("these have the label of most twins there (of a tie the first in FER2013's order), %",
+         " / ".join(percent(share, 1) for share in known),
+         "memory alone is right so often, so they raise any accuracy"),
+        ("of PrivateTest in PublicTest", f"{of['in_public']['PrivateTest']:,}",
+         "what is chosen on PublicTest has seen these"),
+        (f"of {both} near an image of Training, and equal to none", in_tests("only_near_training"),
+         "these known pictures stay in the figures without duplicates"),
+        ("near twins, and twins or near ones mirrored, in pairs",
+         f"{of['near_twins']:,}, {of['mirrored_twins']:,}",
+         "a mirror image is always news in training"),
+    ]  # fmt: skip
+
+
+def ferplus_facts(of: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    rules = {
+        "majority": ("more than half of the votes, single ones dropped",
+                     "the authors' \"majority\", and ours"),
+        "probability": ("up to three classes, single votes dropped",
+                        "the authors' \"probability\" and \"crossentropy\""),
+        "plurality": ("most votes, of a tie the first in FER+'s order",
+                      "as many papers count"),
+    }  # fmt: skip
+    rare, least = min(of["labels"].items(), key=lambda item: item[1] or math.inf)
+    facts = [
+        ("images with other than ten votes, or none", f"{len(of['odd_totals']):,}",
+         "divide by the sum of the votes, not by ten"),
+        ("images with no votes, or with votes for \"not a face\" alone", f"{of['not_a_face']:,}",
+         "they have no label. Of `fer2013new.csv` 173 rows have no name, and four names are twice "
+         "there: 25,060 / 3,199 / 3,153 rows keep a majority, by names three and one fewer"),
+        *((f"images with a label in {' / '.join(of['kept'][rule])}: {what}",
+           " / ".join(f"{count:,}" for count in of["kept"][rule].values()), follows)
+          for rule, (what, follows) in rules.items()),
+        ("labels of PrivateTest by majority", list_counts(of["labels"]),
+         f"one image of {rare} is {percent(1 / max(least, 1), 0)} points of its recall"),
+        ("labels by majority that are FER2013's too, %",
+         percent(of["agrees_with_fer2013"], 1),
+         "weights for one set of labels are wrong by the other"),
+        ("groups of twins, those with the same votes",
+         f"{of['groups_of_twins']:,}, {of['groups_of_one_vote']:,}",
+         "twins are no second opinion. In `label.csv`, which the authors' own reader takes, "
+         "1,602 images have other votes: say which file it was"),
+    ]  # fmt: skip
+    if "accuracy" in of:
+        cells = [percent(of["accuracy"][rule]) for rule in rules]
+        facts.append((
+            f"`{of['weights']}` on PrivateTest by these three, centre and mirror, %",
+            " / ".join(cells), "the answers are the same: figures by two of them do not compare",
+        ))  # fmt: skip
+    return facts
+
+
+def ckplus_facts(of: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    frames = sum(of["labels"].values())
+    counts = f"{frames:,}, {of['sequences']:,}, {of['persons']:,}"
+    return [
+        ("frames, sequences, persons", counts,
+         f"with {' or '.join(map(str, of['frames_of_a_sequence']))} frames a sequence, folds over "
+         "frames ask about what they have all but seen"),
+        ("labels", list_counts(of["labels"]), "no plain faces: they are taken for something"),
+        ("frames whose person has another sequence, %",
+         percent(of["of_other_sequences"] / frames, 1),
+         "only folds over persons ask about somebody new"),
+        ("twins, frames that have a near one", f"{of['twins']:,}, {of['in_near_twins']:,}",
+         "looking for duplicates does not find what frames share"),
+    ]  # fmt: skip
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
     "results": results, "ferplus": ferplus, "compare": compare, "weights": weights,
     "views": views, "classes": classes, "confusion": confusion, "ckplus": ckplus,
     "tables": tables, "faces": faces, "photos": photos, "readings": readings, "tried": tried,
     "widths": widths, "speed": speed, "speed-line": speed_line,
-    "photo-speed": photo_speed, "robustness": robustness, "sure": sure,
+    "photo-speed": photo_speed, "robustness": robustness, "sure": sure, "data": data,
 }  # fmt: skip
 
 
