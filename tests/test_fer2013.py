@@ -137,7 +137,7 @@ def test_real_votes_in_both_forms(
         assert (shares.argmax(1) == kept.labels).all() and (shares.max(1) > 0.5).all()
         counts.append(np.bincount(kept.labels).tolist())
     assert len(FERPLUS_CATEGORIES) == 8
-    # As Microsoft's own reader counts them.
+    # By fer2013new.csv three and one more: it has four images twice, these votes have them once.
     assert [sum(count) for count in counts] == [25057, 3199, 3152]
     assert counts[2] == [1089, 893, 396, 384, 273, 18, 83, 16]
 
