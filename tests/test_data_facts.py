@@ -154,7 +154,6 @@ def test_ways_to_count_votes_and_frames(tiny: Path, tmp_path: Path) -> None:
 def test_the_page_has_what_is_in_fer2013(fer2013_csv: Path) -> None:
     faces, told = load(fer2013_csv), _pages.read("data/data.json")
     found = data_facts.describe_fer2013(faces)
-    assert found.pop("pixels") == pytest.approx(told["fer2013"].pop("pixels"))
     assert found == told["fer2013"]
     assert f"{found['in_public']['PrivateTest']} images that PublicTest has too" in " ".join(
         (ROOT / "README.md").read_text().split()

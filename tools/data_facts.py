@@ -83,7 +83,7 @@ def describe_fer2013(faces: Faces) -> dict[str, Any]:
             name: count(FER2013_CATEGORIES, faces.labels[faces.splits == index])
             for index, name in enumerate(SPLITS)
         },
-        "pixels": {"mean": float(pixels.mean()), "std": float(pixels.std())},
+        "pixels": {"mean": round(pixels.mean(), 6), "std": round(pixels.std(), 6)},
         "blank": count(FER2013_CATEGORIES, faces.labels[~varied]),
         "twins": images_of(table.sum((1, 2)) > 1),
         "training_twins": int(size[size > 1].sum()),
