@@ -293,11 +293,11 @@ def make_onnxruntime(model: ImprovedVGG19) -> Reader:
     return lambda images: session.run(None, {"faces": images[:, None] / np.float32(255)})[0]
 
 
-def make_fer(_: ImprovedVGG19 | None = None) -> Reader:
+def make_fer(_: ImprovedVGG19 | None = None, **options: Any) -> Reader:
     """fer on PyPI, with its own network; no face is looked for, the picture is one."""
     from fer.fer import FER
 
-    fer, whole = FER(offsets=(0, 0)), [(0, 0, SIZE, SIZE)]
+    fer, whole = FER(**{"offsets": (0, 0), **options}), [(0, 0, SIZE, SIZE)]
 
     def call(images: Images) -> Any:
         found = [fer.detect_emotions(np.stack([image] * 3, 2), whole) for image in images]
