@@ -291,7 +291,9 @@ def main(argv: list[str] | None = None) -> None:
     figures |= {
         "pasted": measure_levelling(data.images, turned),
         "enlarged_crops_taken_as_they_are": measure_taken(data.images),
-        "expressions_at_roll": measure_expressions(partial(predict_proba, model), data, found),
+        "expressions_at_roll": measure_expressions(
+            partial(predict_proba, model, precision="float32"), data, found
+        ),
     }
     if options.ckplus:
         figures["mosaics_of_25"] = [count_in_mosaic(options.ckplus, rng) for _ in tqdm(range(10))]
