@@ -250,6 +250,13 @@ def test_wrong_arguments_are_named(whole: Path, tiny: Path, tmp_path: Path) -> N
             ckplus_kfold.main(arguments)
 
 
+def test_scratch_is_no_folder(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "scratch").mkdir()
+    config, _ = ckplus_kfold.parse(["--data", str(tiny), "--out", "run"])
+    assert config.init == "scratch"
+
+
 def test_shared_labels_keep_their_row_of_the_classifier(fer: Path) -> None:
     model = ckplus_kfold.build(ckplus_kfold.Config(init=str(fer), dropout=0.25))
     before = load_pretrained(fer)

@@ -109,12 +109,13 @@ class Settings(Augmentation):
     def resolved(self: Config, names: Iterable[str] = ()) -> Config:
         """With its precision in place of "auto", and the folders and files of the fields ``names``,
         which commas part, as absolute paths: so that a run goes on as it began from anywhere."""
-        known, found = list_pretrained(), dict[str, Any]()
+        # A name means what it says, also where a folder is called so.
+        known, found = {"scratch", *list_pretrained()}, dict[str, Any]()
         for name in names:
-            parts = getattr(self, name).split(",")
-            own = [part and part not in known and Path(part).exists() for part in parts]
-            parts = [str(Path(p).resolve()) if o else p for p, o in zip(parts, own, strict=True)]
-            found[name] = ",".join(parts)
+            found[name] = ",".join(
+                str(Path(part).resolve()) if part not in known and Path(part).exists() else part
+                for part in filter(None, getattr(self, name).split(","))
+            )
         amp: Literal["on", "off"] = "on" if self.narrow(self.device_of()) else "off"
         return dataclasses.replace(self, amp=amp, **found)
 
