@@ -46,6 +46,15 @@ def test_layer_matches_float64(shape: tuple[int, int, int, int]) -> None:
     assert torch.equal(layer(x), plain(x))  # in float32 all is as it was
 
 
+def test_what_follows_may_work_in_place() -> None:
+    layer = nn.Conv2d(32, 32, 3, padding=1).to(memory_format=torch.channels_last)
+    model = nn.Sequential(layer, nn.ReLU(inplace=True))
+    use_columns(model)
+    x = torch.randn(2, 32, 4, 4)
+    _, *gradients = run(model, x, torch.ones(2, 32, 4, 4), narrow=True)
+    assert all(of.abs().sum() > 0 for of in gradients)
+
+
 def test_other_layers_and_large_maps_stay() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 8, 3, padding=1))

@@ -25,10 +25,15 @@ def _rows(x: Tensor) -> Tensor:
     return windows.permute(0, 1, 2, 4, 5, 3).flatten(3).flatten(0, 2)
 
 
-def _maps(rows: Tensor, like: Tensor) -> Tensor:
-    """(N * H * W, C) to (N, C, H, W), which lies as (N, H, W, C), of the size of ``like``."""
+def _multiply(rows: Tensor, taps: Tensor, like: Tensor) -> Tensor:
+    """What (N * H * W, K) ``rows`` and (K, C) ``taps`` make, as maps (N, C, H, W) of the size of
+    ``like``, which lie as (N, H, W, C)."""
     n, _, height, width = like.shape
-    return rows.view(n, height, width, -1).permute(0, 3, 1, 2)
+    # Not a view of the product: autograd lets no layer after this one change such in place.
+    shape, last = (n, taps.shape[1], height, width), torch.channels_last
+    maps = torch.empty(shape, dtype=rows.dtype, memory_format=last)
+    torch.mm(rows, taps, out=maps.permute(0, 2, 3, 1).view(len(rows), -1))
+    return maps
 
 
 class _Convolution(torch.autograd.Function):
@@ -36,8 +41,8 @@ class _Convolution(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         rows, taps = _rows(x.bfloat16()), weight.bfloat16()
         ctx.save_for_backward(rows, taps)
-        products = torch.addmm(bias.bfloat16(), rows, taps.permute(0, 2, 3, 1).flatten(1).t())
-        return _maps(products, x)
+        y = _multiply(rows, taps.permute(0, 2, 3, 1).flatten(1).t(), x)
+        return y.add_(bias.bfloat16().view(-1, 1, 1))
 
     @staticmethod
     @once_differentiable
@@ -46,7 +51,8 @@ class _Convolution(torch.autograd.Function):
         flat = dy.permute(0, 2, 3, 1).flatten(0, 2)
         dweight = (flat.t() @ rows).view(len(taps), 3, 3, -1).permute(0, 3, 1, 2)
         turned = taps.flip(2, 3).permute(2, 3, 0, 1).flatten(0, 2)
-        return _maps(_rows(dy) @ turned, dy), dweight.float(), flat.sum(0, dtype=torch.float32)
+        dx = _multiply(_rows(dy), turned, dy)
+        return dx, dweight.float(), flat.sum(0, dtype=torch.float32)
 
 
 class _Conv2d(nn.Conv2d):
