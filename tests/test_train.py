@@ -407,6 +407,10 @@ def test_a_run_goes_on_from_another_folder(
     monkeypatch.chdir(tiny.parent)
     train.main(["--resume", str(tmp_path / "run"), "--epochs", "2"])
     monkeypatch.chdir(tmp_path)
+    # As a run has it that was begun before paths were made absolute.
+    config |= {"teachers": given[3], "epochs": 2}
+    Path("run/config.json").write_text(json.dumps(config))
+    train.main(["--data", str(tiny), *TINY, *given[:-1], "2", "--out", "run"])
     own = ["--teachers", "ferplus", "--epochs", "1", "--out", "plus"]
     train.main(["--data", str(tiny), *TINY, *own])
     assert json.loads(Path("plus/config.json").read_text())["teachers"] == "ferplus"

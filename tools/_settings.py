@@ -164,7 +164,7 @@ def parse_run(
             raise SystemExit(f"--resume takes {flags}: the settings are those of the run")
         try:
             saved = json.loads((resume / "config.json").read_text())
-            return kind(**saved | given).resolved(), resume
+            return kind(**saved | given).resolved(weights), resume
         except (OSError, ValueError, TypeError) as error:
             raise SystemExit(f"--resume {resume}: no run of this script: {error}") from error
     if not out or "data" not in given:
@@ -180,7 +180,7 @@ def parse_run(
     if not out.exists() or all(path.name.startswith(".") for path in out.iterdir()):
         return asked, out
     try:
-        saved = kind(**json.loads((out / "config.json").read_text())).resolved()
+        saved = kind(**json.loads((out / "config.json").read_text())).resolved(weights)
     except (OSError, ValueError, TypeError) as error:
         raise SystemExit(f"{out} is not empty and holds no run: give another --out") from error
     # What --resume or the run itself may have changed is as given, or else as the run has it.
