@@ -11,7 +11,8 @@ set -euo pipefail
 place=$(mktemp -d)
 trap 'rm -rf "$place"' EXIT
 python3 -m venv "$place"
-"$place/bin/pip" install -q torch==2.14.1 numpy==2.3.4 openvino==2026.4.1 pnnx==20261020
+"$place/bin/pip" install -q torch==2.14.1 numpy==2.3.4 \
+    openvino==2026.4.1 pnnx==20261020 packaging==25.0 # which OpenVINO imports, and does not ask for
 PLACE="$place" "$place/bin/python" - <<'END' | tee "$place/said"
 import os
 from pathlib import Path
