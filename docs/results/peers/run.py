@@ -126,8 +126,8 @@ def main(arguments: list[str] | None = None) -> None:
             found = [row for row in kept if key.items() <= row.items()]
             if options.only in (None, package):
                 try:
-                    of = measure(make(), public, pictures)
-                    found = [key | {"version": find_version(package)} | of]
+                    own = key | {"version": find_version(package)}
+                    found = [own | measure(make(), public, pictures)]
                 except (ImportError, FileNotFoundError) as error:
                     print(f"{package} is not asked: {error}", file=sys.stderr)
             rows += found
