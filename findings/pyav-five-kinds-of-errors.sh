@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # Guessed: whatever is the matter with a file, PyAV raises an av.FFmpegError, and nothing else needs to
 # be caught; reading a file a second time gives no frames.
-# Found: FFmpegError covers what FFmpeg says, as ValueError for bytes that are no video and as OSError
-# for files that are not there, so neither of these catches both. What PyAV finds itself is none of
-# them: a sound file has IndexError where its video is asked for (streams.best("video") is None
+# Found: FFmpegError covers what FFmpeg says: for bytes that are no video it is a ValueError too, for
+# files that are not there an OSError, for an odd width in H.264 neither. What PyAV finds itself is no
+# FFmpegError: a sound file has IndexError where its video is asked for (streams.best("video") is None
 # instead), a container that was closed AssertionError, an encoder that is not built in
-# UnknownCodecError, a codec that the container does not take ValueError, an odd width for H.264
-# ExternalError, which is no ValueError. Reading on past the end is EOFError, not an empty loop.
+# UnknownCodecError, a codec that the container does not take ValueError. Reading on past the end is
+# EOFError, not an empty loop.
 # Seen with av 18.1.0 (FFmpeg 8.1); IndexError for sound reached others as "tuple index out of range"
 # (issue 407 of SYSTRAN/faster-whisper).
 set -euo pipefail
