@@ -4,8 +4,8 @@
 
 writes docs/results/data/data.json and twins.png, the labels of byte-identical images as a matrix,
 and prints what docs/data.md says of them: each fact with what follows from it. Facts of files that
-are not given are left out. With --weights ferplus these weights are measured on PrivateTest by two
-ways to count its votes, centre and mirror. No fact hangs on the order of the rows.
+are not given are left out. With --weights ferplus these weights are measured on PrivateTest, centre
+and mirror, by the three ways to count its votes. No fact hangs on the order of the rows.
 """
 
 from __future__ import annotations
