@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +19,8 @@ import torch
 from _ckplus import CATEGORIES, FOLDERS, Frames, load
 from conftest import ROOT, SHARED
 from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from ferfacenet import ImprovedVGG19, load_pretrained, predict_proba, save_pretrained
 
@@ -235,6 +238,16 @@ def test_a_stopped_run_goes_on_where_it_was(whole: Path, tiny: Path, tmp_path: P
     assert expected.pop("command").endswith("--protocol subject --out whole")
     assert found.pop("command").endswith("--protocol subject --out run")
     assert found == expected
+
+
+def test_a_run_whose_frames_had_one_fold_each_is_refused(whole: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(whole, tmp_path / "run")
+    path = run / "checkpoint.safetensors"
+    with safe_open(path, "pt") as file:
+        state = json.loads(file.metadata()["state"]) | {"folds": [0, 1, 2] * 14}
+    save_file(load_file(path), path, {"state": json.dumps(state)})
+    with pytest.raises(SystemExit, match="an older version of this script: start a new run"):
+        ckplus_kfold.main(["--resume", str(run)])
 
 
 def test_wrong_arguments_are_named(whole: Path, tiny: Path, tmp_path: Path) -> None:
