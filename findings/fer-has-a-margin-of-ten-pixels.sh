@@ -2,7 +2,7 @@
 # Guessed: `fer` reads what is in the box of a face, so that a photo has one reading at any size.
 # Found: it widens each box by 10 pixels to every side, whatever the box's size. A face 40 pixels high
 # is then 44 % of what the network sees, one of 300 pixels 88 %, and a crop of 48x48 that is given as
-# the face is half of it, inside plain gray. One smile is "sad" up to 80 pixels and "happy" from 120 on;
+# the face is half of it, inside plain gray. One smile is "sad" up to 60 pixels and "happy" from 150 on;
 # with `offsets=(0, 0)` it is happy, by 0.9, at every size.
 # Seen with fer 25.10.3, TensorFlow 2.21.0, on a photo that @vladmandic/face-api 1.7.15 brings.
 set -euo pipefail

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import ckplus_kfold
+import evaluate
 import numpy as np
 import pytest
 import torch
@@ -215,6 +216,25 @@ def test_every_image_is_tested_once_and_pooled(whole: Path, tiny: Path) -> None:
     assert matrix.sum(1).tolist() == [6] * 7
     assert np.trace(matrix) == pytest.approx(42 * result["accuracy"]["flip"])
     assert (whole / "confusion.png").stat().st_size > 5000
+
+
+def test_the_fitted_temperature_decides_nothing(tmp_path: Path) -> None:
+    """Mild answers that are right fit a low one, at which the six crops that lean to the second
+    class outvote the four that are sure of the first."""
+    logits = torch.zeros(60, 10, 7)
+    logits[:, :, 0] = 2
+    logits[:6, :, 0], logits[:6, 2:8] = 20, torch.tensor([0.0, 2, 0, 0, 0, 0, 0])
+    part = ckplus_kfold.Faces(
+        np.zeros((60, 48, 48), np.uint8) + np.arange(48, dtype=np.uint8),
+        np.zeros(60, np.int64), np.repeat([0, 1], 30), np.arange(60),
+    )  # fmt: skip
+    model = ckplus_kfold.build(ckplus_kfold.Config(width=0.125))
+    config = ckplus_kfold.Config(n_folds=2)
+    result = ckplus_kfold.summarise(model, config, part, logits, tmp_path)
+    assert result["temperature"] < 0.5
+    low = evaluate.average(logits, result["temperature"]).argmax(1)
+    assert (low[:6] == 1).all()
+    assert result["accuracy"]["ten_crop"] == np.mean(result["accuracy_by_fold"]) == 1
 
 
 def test_a_stopped_run_goes_on_where_it_was(whole: Path, tiny: Path, tmp_path: Path) -> None:

@@ -46,8 +46,8 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_what_is_planted_is_found_in_any_order(
     tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    data_facts.main(["--data", str(tiny)])
-    written = json.loads((tmp_path / "docs/results/data/data.json").read_text())
+    data_facts.main(["--data", str(tiny), "--out", str(tmp_path / "own")])
+    written = json.loads((tmp_path / "own" / "data.json").read_text())
     assert written.keys() == {"fer2013", "command"}
     found = written["fer2013"]
     assert found["labels"]["PrivateTest"] == {
@@ -65,7 +65,7 @@ def test_what_is_planted_is_found_in_any_order(
     assert of_twins[1, 1] == 2 and of_twins.sum() == 5 * 4 + 2
     assert (found["near_twins"], found["mirrored_twins"]) == (2, 1)
     assert found["only_near_training"] == {"Training": 0, "PublicTest": 0, "PrivateTest": 1}
-    with Image.open(tmp_path / "docs/results/data/twins.png") as picture:
+    with Image.open(tmp_path / "own" / "twins.png") as picture:
         assert min(picture.size) > 400
     shown = capsys.readouterr().out
     assert "| of PrivateTest in PublicTest | 1 |" in shown and "FER+" not in shown

@@ -336,11 +336,12 @@ def widths() -> str:
 
 def peers() -> str:
     columns = {
-        "crop": "the crop", "enlarged": "own detector: right of found", "margin": "with a margin"
+        "crop": "the crop", "enlarged": "own detector: right / found",
+        "margin": "with a margin: right / found",
     }  # fmt: skip
     cells: dict[tuple[str, str], dict[str, str]] = {}
     for of in read("peers/peers.json")["rows"]:
-        found = f" of {percent(of['answered'], 0)}" if of["pictures"] != "crop" else ""
+        found = f" / {percent(of['answered'], 0)}" if of["pictures"] != "crop" else ""
         row = cells.setdefault((f"`{of['package']}` {of['version']}", of["called"]), {})
         row[of["pictures"]] = percent(of["accuracy"], 1) + found
     return table(
@@ -472,9 +473,9 @@ def photo_speed() -> str:
     return f"{table(*rows)}\n\n{machine(found)}."
 
 
-def data() -> str:
+def data(found: Mapping[str, Any] | None = None) -> str:
     """What tools/data_facts.py found, each fact with what follows from it."""
-    found = read("data/data.json")
+    found = found or read("data/data.json")
     parts = {
         "fer2013": ("FER2013", fer2013_facts),
         "ferplus": ("FER+", ferplus_facts),
@@ -522,7 +523,7 @@ def fer2013_facts(of: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         ("those in groups of twins with several labels", f"{of['training_twins_at_odds']:,}",
          "no network can be right on all of Training"),
         ("pairs of twins with one label, %", percent(np.trace(pairs) / max(pairs.sum(), 1), 1),
-         f"labels of one picture differ too, {one} and {other} most"),
+         f"labels of one picture differ too{f', {one} and {other} most' if odd.any() else ''}"),
         (f"of {both} in Training", in_tests("in_training"),
          "accuracy is given without these too"),
         ("these have the label of most twins there (of a tie the first in FER2013's order), %",
@@ -541,9 +542,9 @@ def fer2013_facts(of: Mapping[str, Any]) -> list[tuple[str, str, str]]:
 def ferplus_facts(of: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     rules = {
         "majority": ("more than half of the votes, single ones dropped",
-                     "the authors' \"majority\", and ours"),
+                     "the authors' rule \"majority\", and ours"),
         "probability": ("up to three classes, single votes dropped",
-                        "the authors' \"probability\" and \"crossentropy\""),
+                        "the authors' rule \"probability\""),
         "plurality": ("most votes, of a tie the first in FER+'s order",
                       "as many papers count"),
     }  # fmt: skip
@@ -565,7 +566,7 @@ def ferplus_facts(of: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         ("groups of twins, those with the same votes",
          f"{of['groups_of_twins']:,}, {of['groups_of_one_vote']:,}",
          "twins are no second opinion. The `label.csv` that the authors' own reader takes has "
-         "other votes for some images: say which file it was"),
+         "other votes for many images: say which file it was"),
     ]  # fmt: skip
     if "accuracy" in of:
         cells = [percent(of["accuracy"][rule]) for rule in rules]

@@ -161,8 +161,12 @@ def summarise(
     model: ImprovedVGG19, config: Config, part: Faces, logits: Tensor, out: Path
 ) -> dict[str, Any]:
     """All figures of the tested images, ``part``, whose splits are the folds, by the ``logits``
-    (N, 10, 7) of networks that did not see them; ``accuracy_by_fold`` is of ten crops (IV-C)."""
-    found = evaluate.evaluate(part, np.ones(len(part), bool), model, logits, fit=True)
+    (N, 10, 7) of networks that did not see them; ``accuracy_by_fold`` is of ten crops (IV-C).
+
+    The temperature is fitted to the same images, so nothing is decided by it: only ``ece`` is of
+    probabilities that it has calibrated."""
+    fresh = np.ones(len(part), bool)
+    found = evaluate.evaluate(part, fresh, model, logits, fit=True, decide_at=1.0)
     right = evaluate.average(logits, 1.0).argmax(1).numpy() == part.labels
     by_fold = [float(right[part.splits == fold].mean()) for fold in range(config.n_folds)]
     result = {

@@ -2,9 +2,9 @@
 
   python tools/data_facts.py --data fer2013.csv --votes fer2013new.csv --ckplus CK+48
 
-writes docs/results/data/data.json and twins.png, the labels of byte-identical images as a matrix,
-and prints what docs/data.md says of them: each fact with what follows from it. Facts of files that
-are not given are left out. With --weights ferplus these weights are measured on PrivateTest, centre
+writes data.json and twins.png, the labels of byte-identical images as a matrix, into --out, and
+prints what docs/data.md says of them: each fact with what follows from it. Facts of files that are
+not given are left out. With --weights ferplus these weights are measured on PrivateTest, centre
 and mirror, by the three ways to count its votes. No fact hangs on the order of the rows.
 """
 
@@ -177,6 +177,8 @@ def main(arguments: list[str] | None = None) -> None:
     add("--votes", type=Path, help="FER+'s fer2013new.csv")
     add("--ckplus", type=Path, metavar="CK+48", help="the folder")
     add("--weights", help="name, folder or Hub id, with FER+'s classes, to measure; needs --votes")
+    out = _pages.ROOT / "docs" / "results" / "data"
+    add("--out", type=Path, default=out, help="(%(default)s)")
     options = parser.parse_args(arguments)
     model = load_init(options.weights, "--weights") if options.weights else None
     if model and not votes_for(model, options.votes):
@@ -190,13 +192,12 @@ def main(arguments: list[str] | None = None) -> None:
     if options.ckplus:
         result["ckplus"] = describe_ckplus(_ckplus.load(options.ckplus))
     result["command"] = record_command("data_facts.py", arguments)
-    out = _pages.ROOT / "docs" / "results" / "data"
-    write_json(out / "data.json", result)
+    write_json(options.out / "data.json", result)
     plot_confusion(
-        np.array(result["fer2013"]["labels_of_twins"]), FER2013_CATEGORIES, out / "twins.png",
-        ("a twin's label", "an image's label"),
+        np.array(result["fer2013"]["labels_of_twins"]), FER2013_CATEGORIES,
+        options.out / "twins.png", ("a twin's label", "an image's label"),
     )  # fmt: skip
-    print(_pages.data())
+    print(_pages.data(result))
 
 
 if __name__ == "__main__":

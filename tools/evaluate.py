@@ -22,7 +22,7 @@ import warnings
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -43,6 +43,8 @@ from ferfacenet.transforms import TTA, views
 from ferfacenet.weights import write_atomically
 
 BINS = 15
+#: "auto" is another on another processor.
+PRECISIONS: tuple[Precision, Precision] = ("float32", "bfloat16")
 #: What each ``tta`` averages of the ten crops, of which 4 and 9 are the centre and its mirror.
 VIEWS = {"flip": [4, 9], "ten_crop": [*range(10)], "none": [4]}
 
@@ -67,6 +69,7 @@ def crop_logits(
     """The logits of the ten crops of (N, 48, 48) faces, (N, 10, C), as ``predict_proba`` has them
     but for the temperature."""
     forward = fast_forward(model.eval(), precision) or model
+    torch.backends.cudnn.allow_tf32 = False  # by which a GPU's float32 has bfloat16's digits
     parts = []
     x = (torch.tensor(images)[:, None] / 255).split(64)
     for part in tqdm(x, desc=title, leave=False, disable=not sys.stderr.isatty()):
@@ -155,10 +158,12 @@ def evaluate(
     model: ImprovedVGG19,
     logits: Tensor,
     fit: bool = False,
+    decide_at: float | None = None,
 ) -> dict[str, Any]:
     """All figures of a split: by each way to take views, with and without the images that are not
     ``fresh``; confusion and classes by the default way. ``logits`` are those of the ten crops.
-    With ``fit`` the model's temperature is fitted to them first, for the default way.
+    With ``fit`` the model's temperature is fitted to them first, for the default way. Decisions are
+    those at the model's temperature, or at ``decide_at``.
 
     An image of one gray throughout counts as wrong, whatever the network says of it, and not at
     all where probabilities are judged and in the confusion matrix."""
@@ -177,7 +182,8 @@ def evaluate(
     temperature = round(model.temperature.item(), 4)
     answers = {name: average(logits[:, which], temperature) for name, which in VIEWS.items()}
     decided = {
-        name: np.where(varied, found.argmax(1).numpy(), -1) for name, found in answers.items()
+        name: np.where(varied, average(logits[:, which], decide_at or temperature).argmax(1), -1)
+        for name, which in VIEWS.items()
     }
     right = {name: found == part.labels for name, found in decided.items()}
     classes = range(len(names))
@@ -242,7 +248,7 @@ def main(arguments: list[str] | None = None) -> None:
     add("--against", metavar="WEIGHTS", help="other weights, to compare with")
     add("--out", type=Path, required=True, help="folder for the results")
     add("--device", default="cpu", help="(%(default)s)")
-    add("--precision", choices=get_args(Precision), default="float32", help="(%(default)s)")
+    add("--precision", choices=PRECISIONS, default=PRECISIONS[0], help="(%(default)s)")
     add("--fit-temperature", action="store_true", help="fit it on the split")
     options = parser.parse_args(arguments)
     if not 0 <= options.holdout < 1:

@@ -23,7 +23,7 @@ from importlib.metadata import version
 from itertools import compress
 from pathlib import Path
 from statistics import fmean
-from typing import Any, TypeAlias, get_args
+from typing import Any, TypeAlias
 
 import _pages
 import numpy as np
@@ -33,7 +33,14 @@ from _degrade import degrade
 from _fer2013 import FERPLUS_CATEGORIES, Faces, load, load_votes, relabel
 from _settings import load_init, name_of
 from benchmark import make_fer
-from evaluate import calibration, measured_by, record_command, votes_for, write_json
+from evaluate import (
+    PRECISIONS,
+    calibration,
+    measured_by,
+    record_command,
+    votes_for,
+    write_json,
+)
 from evaluate_faces import choose_crops, measure_expressions, search
 from release import registry_entry
 from torch import Tensor
@@ -41,7 +48,6 @@ from tqdm import tqdm
 
 import ferfacenet
 from ferfacenet import list_pretrained, predict_proba
-from ferfacenet.fast import Precision
 from ferfacenet.model import FER2013_CATEGORIES
 
 #: Faces (N, 1, 48, 48) in [0, 1] to probabilities (N, C), NaN where there is no answer.
@@ -146,7 +152,7 @@ def main(arguments: list[str] | None = None) -> None:
     help = "registered names or folders (all for FER2013 and FER+)"
     add("--weights", nargs="*", metavar="NAME", help=help)
     add("--peers", action="store_true", help="fer as well")
-    add("--precision", choices=get_args(Precision), default="float32", help="(%(default)s)")
+    add("--precision", choices=PRECISIONS, default=PRECISIONS[0], help="(%(default)s)")
     add("--every", type=int, default=1, help="only every so many images (%(default)s)")
     add("--count", type=int, default=500, help="crops to paste (%(default)s)")
     out = _pages.ROOT / "docs" / "results" / "robustness.json"
