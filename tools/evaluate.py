@@ -69,7 +69,7 @@ def crop_logits(
     """The logits of the ten crops of (N, 48, 48) faces, (N, 10, C), as ``predict_proba`` has them
     but for the temperature."""
     forward = fast_forward(model.eval(), precision) or model
-    torch.backends.cudnn.allow_tf32 = False  # by which a GPU's float32 has bfloat16's digits
+    torch.backends.cudnn.allow_tf32 = False  # a GPU's float32 has three digits by it
     parts = []
     x = (torch.tensor(images)[:, None] / 255).split(64)
     for part in tqdm(x, desc=title, leave=False, disable=not sys.stderr.isatty()):
