@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from _networks import change_convolutions
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
@@ -67,6 +68,4 @@ class _Conv2d(nn.Conv2d):
 def use_columns(model: nn.Module) -> None:
     """Let the 3x3 convolutions of ``model`` take this form on small maps, where autocast to
     bfloat16 is on. Parameters, their names and, to bfloat16's rounding, the results stay."""
-    for module in model.modules():
-        if type(module) is nn.Conv2d and (module.kernel_size, module.padding) == ((3, 3), (1, 1)):
-            module.__class__ = _Conv2d
+    change_convolutions(model, _Conv2d)

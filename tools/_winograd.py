@@ -17,6 +17,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
+from _networks import change_convolutions
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
@@ -163,9 +164,4 @@ def keep_memory() -> None:
 def use_winograd(model: nn.Module) -> None:
     """Let the 3x3 convolutions of ``model`` take the Winograd form where it pays: in float32 on a
     CPU. Parameters, their names and, to a relative 1e-5, the results stay as they are."""
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d) and (module.kernel_size, module.padding) == (
-            (3, 3),
-            (1, 1),
-        ):
-            module.__class__ = _Conv2d
+    change_convolutions(model, _Conv2d)
