@@ -106,7 +106,7 @@ class Settings(Augmentation):
         """Whether to multiply in bfloat16."""
         return prefers_bfloat16(device) if self.amp == "auto" else self.amp == "on"
 
-    def resolved(self: Config, names: Iterable[str] = ()) -> Config:
+    def resolved(self: Config, names: Iterable[str]) -> Config:
         """With its precision in place of "auto", and the folders and files of the fields ``names``,
         which commas part, as absolute paths: so that a run goes on as it began from anywhere."""
         # A name means what it says, also where a folder is called so.

@@ -84,6 +84,11 @@ def average(logits: Tensor, temperature: float) -> Tensor:
     return (logits / temperature).softmax(-1).mean(1)
 
 
+def answers_by_views(logits: Tensor, temperature: float) -> dict[str, Tensor]:
+    """The ``average`` (N, C) of each way to take views of the ten crops' logits, (N, 10, C)."""
+    return {name: average(logits[:, which], temperature) for name, which in VIEWS.items()}
+
+
 def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     """The temperature at which the views' mean probabilities have the least log loss, of those
     between 0.14 and 7.3."""
@@ -180,10 +185,10 @@ def evaluate(
         model.temperature.fill_(fitted)
     names = model.categories or ()
     temperature = round(model.temperature.item(), 4)
-    answers = {name: average(logits[:, which], temperature) for name, which in VIEWS.items()}
+    answers = answers_by_views(logits, temperature)
+    decisive = answers_by_views(logits, decide_at) if decide_at else answers
     decided = {
-        name: np.where(varied, average(logits[:, which], decide_at or temperature).argmax(1), -1)
-        for name, which in VIEWS.items()
+        name: np.where(varied, found.argmax(1).numpy(), -1) for name, found in decisive.items()
     }
     right = {name: found == part.labels for name, found in decided.items()}
     classes = range(len(names))
@@ -227,11 +232,8 @@ def draw(result: dict[str, Any], part: Faces, logits: Tensor, folder: Path) -> N
 def count_differences(logits: Sequence[Tensor], temperatures: Sequence[float]) -> dict[str, int]:
     """On how many images two networks' (N, 10, C) logits decide differently, by views, each at its
     temperature, as ``predict_proba`` decides."""
-    one, other = (
-        {name: average(of[:, which], t).argmax(1) for name, which in VIEWS.items()}
-        for of, t in zip(logits, temperatures, strict=True)
-    )
-    return {name: int((one[name] != other[name]).sum()) for name in VIEWS}
+    one, other = map(answers_by_views, logits, temperatures)
+    return {name: int((one[name].argmax(1) != other[name].argmax(1)).sum()) for name in VIEWS}
 
 
 def main(arguments: list[str] | None = None) -> None:
