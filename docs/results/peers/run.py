@@ -40,7 +40,7 @@ Ask: TypeAlias = Callable[[Images], Iterable[str | None]]
 CLASSES = {name[:2]: index for index, name in enumerate(FER2013_CATEGORIES)}
 
 
-def ours(name: str, *, search: bool = False) -> Ask:
+def ours(name: str, *, search: bool) -> Ask:
     model = load_pretrained(name)
 
     def ask(pictures: Images) -> Iterable[str | None]:
@@ -54,7 +54,7 @@ def ours(name: str, *, search: bool = False) -> Ask:
     ]
 
 
-def fer(*, search: bool = False, **options: Any) -> Ask:
+def fer(*, search: bool, **options: Any) -> Ask:
     if not search:
         reader = make_fer(**options)
         return lambda crops: [FER2013_CATEGORIES[np.argmax(scores)] for scores in reader(crops)]
@@ -64,7 +64,7 @@ def fer(*, search: bool = False, **options: Any) -> Ask:
     return lambda pictures: [package.top_emotion(np.stack([p] * 3, 2))[0] for p in pictures]
 
 
-def node(call: str, folder: Path, *, search: bool = False) -> Ask:
+def node(call: str, folder: Path, *, search: bool) -> Ask:
     def ask(pictures: Images) -> Iterable[str | None]:
         told = [str(HERE / "run.mjs"), str(folder), call, str(search), str(pictures.shape[1])]
         done = subprocess.run(["node", *told], input=pictures.tobytes(), stdout=-1, check=True)
@@ -104,30 +104,30 @@ def main(arguments: list[str] | None = None) -> None:
     public, file = load(options.data).split("PublicTest"), options.out / "peers.json"
     kept = json.loads(file.read_text())["rows"] if file.is_file() else []
     human, face_api = (partial(node, name, options.node) for name in ("human", "face-api"))
-    calls: list[tuple[str, str, Callable[[], Ask]]] = [
-        ("ferfacenet", "predict_proba, fer2013", partial(ours, "fer2013")),
-        ("ferfacenet", "predict_proba, fer2013-small", partial(ours, "fer2013-small")),
-        ("ferfacenet", "predict_faces, fer2013", partial(ours, "fer2013", search=True)),
-        ("ferfacenet", "predict_faces, fer2013-small", partial(ours, "fer2013-small", search=True)),
-        ("fer", "FER(offsets=(0, 0)), box given", fer),
-        ("fer", "FER(offsets=(0, 0), use_tflite=False)", partial(fer, use_tflite=False)),
-        ("fer", "FER(), box given", partial(fer, offsets=(10, 10))),
-        ("fer", "FER().top_emotion", partial(fer, search=True)),
-        ("@vladmandic/human", "the network alone", human),
-        ("@vladmandic/human", "detect", partial(human, search=True)),
-        ("@vladmandic/face-api", "predictExpressions", face_api),
-        ("@vladmandic/face-api", "detectSingleFace", partial(face_api, search=True)),
+    # The package, how it is called, whether that looks for the face, and what makes the call.
+    calls: list[tuple[str, str, bool, Callable[..., Ask]]] = [
+        ("ferfacenet", "predict_proba, fer2013", False, partial(ours, "fer2013")),
+        ("ferfacenet", "predict_proba, fer2013-small", False, partial(ours, "fer2013-small")),
+        ("ferfacenet", "predict_faces, fer2013", True, partial(ours, "fer2013")),
+        ("ferfacenet", "predict_faces, fer2013-small", True, partial(ours, "fer2013-small")),
+        ("fer", "FER(offsets=(0, 0)), box given", False, fer),
+        ("fer", "FER(offsets=(0, 0), use_tflite=False)", False, partial(fer, use_tflite=False)),
+        ("fer", "FER(), box given", False, partial(fer, offsets=(10, 10))),
+        ("fer", "FER().top_emotion", True, fer),
+        ("@vladmandic/human", "the network alone", False, human),
+        ("@vladmandic/human", "detect", True, human),
+        ("@vladmandic/face-api", "predictExpressions", False, face_api),
+        ("@vladmandic/face-api", "detectSingleFace", True, face_api),
     ]
     rows = []
-    for package, called, make in calls:
-        searches = isinstance(make, partial) and "search" in make.keywords
-        for pictures in ("enlarged", "margin") if searches else ("crop",):
+    for package, called, search, make in calls:
+        for pictures in ("enlarged", "margin") if search else ("crop",):
             key = {"package": package, "called": called, "pictures": pictures}
             found = [row for row in kept if key.items() <= row.items()]
             if options.only in (None, package):
                 try:
                     own = key | {"version": find_version(package)}
-                    found = [own | measure(make(), public, pictures)]
+                    found = [own | measure(make(search=search), public, pictures)]
                 except (ImportError, FileNotFoundError) as error:
                     print(f"{package} is not asked: {error}", file=sys.stderr)
             rows += found
