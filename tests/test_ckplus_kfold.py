@@ -18,10 +18,8 @@ import numpy as np
 import pytest
 import torch
 from _ckplus import CATEGORIES, FOLDERS, Frames, load
-from conftest import ROOT, SHARED
+from conftest import ROOT, SHARED, change_state
 from PIL import Image
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 
 from ferfacenet import ImprovedVGG19, load_pretrained, predict_proba, save_pretrained
 
@@ -262,10 +260,7 @@ def test_a_stopped_run_goes_on_where_it_was(whole: Path, tiny: Path, tmp_path: P
 
 def test_a_run_whose_frames_had_one_fold_each_is_refused(whole: Path, tmp_path: Path) -> None:
     run = shutil.copytree(whole, tmp_path / "run")
-    path = run / "checkpoint.safetensors"
-    with safe_open(path, "pt") as file:
-        state = json.loads(file.metadata()["state"]) | {"folds": [0, 1, 2] * 14}
-    save_file(load_file(path), path, {"state": json.dumps(state)})
+    change_state(run, folds=[0, 1, 2] * 14)
     with pytest.raises(SystemExit, match="an older version of this script: start a new run"):
         ckplus_kfold.main(["--resume", str(run)])
 

@@ -26,7 +26,7 @@ from _augment import NUMBERS, Augmentation, augment
 from _degrade import spoil
 from _settings import Settings
 from _thin import thin
-from conftest import ROOT, csv_text, faces, votes_text
+from conftest import ROOT, change_state, csv_text, faces, votes_text
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
@@ -382,10 +382,7 @@ def test_a_run_that_is_cut_short_is_not_left_at_a_high_rate(tiny: Path, tmp_path
     saved = json.loads((run / "config.json").read_text())
     (run / "config.json").write_text(json.dumps(saved | {"epochs": 9}))  # 2 of 9 are over
     lines = [json.loads(line) | {"epochs": 9} for line in (run / "metrics.jsonl").open()]
-    path = run / "checkpoint.safetensors"
-    with safe_open(path, "pt") as file:
-        state = json.loads(file.metadata()["state"]) | {"history": lines}
-    save_file(load_file(path), path, {"state": json.dumps(state)})
+    change_state(run, history=lines)
     for epochs in ("1", "2"):
         with pytest.raises(SystemExit, match=f"--epochs {epochs}: 2 of 9 are over.* at least 3"):
             train.main(["--resume", str(run), "--epochs", epochs])
