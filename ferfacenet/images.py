@@ -35,7 +35,7 @@ MAX_BYTES = 64 << 20
 
 # Pillow's own decoders, and HEIF where a plugin is registered. Of the others, some start programs
 # (EPS), some take any rubbish for theirs, and JPEG 2000 makes hundreds of megabytes of a few bytes.
-_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "HEIF")
+FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "HEIF")
 # What these decoders hold of a picture at a time is two to four times what the others hold.
 _LIMITS = {"WEBP": 20 << 20, "AVIF": 28 << 20, "HEIF": 28 << 20, "progressive JPEG": 28 << 20}
 # What else a small file can ask for: a pass over all pixels for each scan of a JPEG, and memory for
@@ -53,7 +53,7 @@ def suffixes() -> frozenset[str]:
     import PIL.Image
 
     known = PIL.Image.registered_extensions()
-    return frozenset(suffix for suffix, kind in known.items() if kind in _FORMATS)
+    return frozenset(suffix for suffix, kind in known.items() if kind in FORMATS)
 
 
 def describe(image: object) -> str:
@@ -180,7 +180,7 @@ def _open(data: bytes) -> PIL.Image.Image:
     if len(data) > MAX_BYTES:
         raise ValueError(f"is larger than {MAX_BYTES >> 20} MiB")
     PIL.Image.init()
-    formats = [known for known in _FORMATS if known in PIL.Image.OPEN]
+    formats = [known for known in FORMATS if known in PIL.Image.OPEN]
     try:
         image = PIL.Image.open(io.BytesIO(data), formats=formats)
         if image.format in ("JPEG", "MPO") and data.count(b"\xff\xda") > _MAX_SCANS:

@@ -22,7 +22,7 @@ TTA: TypeAlias = Literal["flip", "ten_crop"]
 #: How many views of each face there are by the ways to take them.
 VIEW_COUNTS: dict[TTA | None, int] = {None: 1, "flip": 2, "ten_crop": 10}
 
-_LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow's mode L
+LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow's mode L
 
 
 def max_value(dtype: torch.dtype) -> float:
@@ -56,7 +56,7 @@ def to_gray(x: Tensor) -> Tensor:
     for rows in strips(height, width):
         part = x[:, rows].to(torch.float32)
         if len(part) == 3:
-            part = part[:1] * _LUMA[0] + part[1:2] * _LUMA[1] + part[2:] * _LUMA[2]
+            part = part[:1] * LUMA[0] + part[1:2] * LUMA[1] + part[2:] * LUMA[2]
         gray[:, rows] = part
     return gray.div_(max_value(x.dtype))
 

@@ -23,7 +23,7 @@ WEIGHTS = Path(__file__).parents[1] / "weights" / "yunet" / "model.safetensors"
 
 _STRIDES = (8, 16, 32)
 # Of two boxes that overlap by more than this (intersection over union) one is the other's echo.
-_ECHO = 0.3
+ECHO = 0.3
 # So many pixels are looked at together, or one view: what larger ones cost is their pixels, not the
 # call, and their maps need more memory.
 _TOGETHER = 2**18
@@ -119,7 +119,7 @@ def detect(
             for index, seen in zip(part, places, strict=True):
                 seen = seen[seen[:, 14] >= min_score]
                 seen = best_first(seen[seen.isfinite().all(1)])
-                found[index] = seen[first_of_each(_overlap(seen) > _ECHO)]
+                found[index] = seen[first_of_each(_overlap(seen) > ECHO)]
     return [found[index] for index in range(len(views))]
 
 
