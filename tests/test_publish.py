@@ -120,7 +120,7 @@ def test_a_space_is_the_page_with_all_that_it_needs(
     for name in (*needed, "ferfacenet/video/tracker.py", "ferfacenet/weights/yunet/LICENSE"):
         assert f"  {name} " in printed
     assert ".pyc" not in printed
-    publish.send("some/space", {"app.py": b"print()"}, True, "v1", False)
+    publish.send("some/space", {"app.py": b"print()"}, "gradio", "v1", False)
     commit = server.repos["some/space"].branches["main"]
     assert server.repos["some/space"].commits[commit]["app.py"] == b"print()"
     assert any("/api/spaces/some/space/commit/" in request.path for request in server.requests)

@@ -2,17 +2,21 @@
 
   python tools/publish.py fer2013 --dry-run
   python tools/publish.py space --dry-run
+  python tools/publish.py space --static --dry-run
 
 creates the repository, uploads the folder of the registered name, or docs/examples/webcam_app.py
-with the package, in one commit, tags it and prints the commit to pin; --dry-run shows what it would
-do and asks no network. It uses the token of ``hf auth login`` or HF_TOKEN.
+with the package, or what docs/examples/browser/build.py writes, in one commit, tags it and prints
+the commit to pin; --dry-run shows what it would do and asks nothing of the Hub. It uses the token
+of ``hf auth login`` or HF_TOKEN.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
+import runpy
 import sys
+import tempfile
 from importlib.metadata import requires
 from pathlib import Path
 from typing import TypeAlias
@@ -28,13 +32,13 @@ from ferfacenet.weights import CONFIG_FILE, WEIGHTS_FILE
 
 CARD_FILE = "README.md"
 
-SPACE = "ferfacenet/ferfacenet"
+SPACE, STATIC_SPACE = "ferfacenet/ferfacenet", "ferfacenet/browser"
 SPACE_CARD = """\
 ---
 title: ferfacenet
 emoji: 🙂
-sdk: gradio
-app_file: app.py
+sdk: {sdk}
+app_file: {file}
 license: mit
 short_description: The expressions of all faces in a photo or a webcam
 ---
@@ -75,7 +79,7 @@ def space_files() -> Files:
     package = Path(ferfacenet.__file__).parent
     needs = [line for line in requires("ferfacenet") or [] if "extra ==" not in line]
     return {
-        CARD_FILE: SPACE_CARD.encode(),
+        CARD_FILE: SPACE_CARD.format(sdk="gradio", file="app.py").encode(),
         "app.py": _pages.ROOT / "docs" / "examples" / "webcam_app.py",
         "requirements.txt": "\n".join([CPU_INDEX, *needs, "scipy", ""]).encode(),
         **{
@@ -86,8 +90,18 @@ def space_files() -> Files:
     }
 
 
-def send(repo: str, files: Files, space: bool, tag: str, dry_run: bool) -> None:
-    """Put files on the Hub as one commit, and tag it; prints what is done.
+def static_files() -> Files:
+    """The page that finds and reads faces in the browser, with all that it loads."""
+    example = runpy.run_path(str(_pages.ROOT / "docs" / "examples" / "browser" / "build.py"))
+    with tempfile.TemporaryDirectory() as folder:
+        example["build"]("photos", Path(folder))
+        files: Files = {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir())}
+    return {CARD_FILE: SPACE_CARD.format(sdk="static", file="index.html").encode(), **files}
+
+
+def send(repo: str, files: Files, sdk: str | None, tag: str, dry_run: bool) -> None:
+    """Put files on the Hub as one commit, of a model or of a Space by that SDK, and tag it; prints
+    what is done.
 
     Raises:
         ValueError: the tag is taken.
@@ -100,8 +114,7 @@ def send(repo: str, files: Files, space: bool, tag: str, dry_run: bool) -> None:
     if dry_run:
         print("dry run: nothing was sent")
         return
-    hub, kind = HfApi(), "space" if space else "model"
-    sdk = "gradio" if space else None
+    hub, kind = HfApi(), "space" if sdk else "model"
     hub.create_repo(repo, repo_type=kind, space_sdk=sdk, exist_ok=True)
     if any(ref.name == tag for ref in hub.list_repo_refs(repo, repo_type=kind).tags):
         raise ValueError(f"{repo} has a tag {tag} already; name another with --tag")
@@ -109,7 +122,7 @@ def send(repo: str, files: Files, space: bool, tag: str, dry_run: bool) -> None:
     commit = hub.create_commit(repo, adds, commit_message=message, repo_type=kind).oid
     hub.create_tag(repo, tag=tag, revision=commit, repo_type=kind)
     print(f"published as {commit}")
-    if not space:
+    if not sdk:
         print(f'pin it with "revision": "{commit}" in weights/registry.json')
 
 
@@ -119,13 +132,17 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("name", help='registered name, or "space"')
     parser.add_argument("--tag", default=f"v{ferfacenet.__version__}", help="(%(default)s)")
+    parser.add_argument("--static", action="store_true", help="the space that runs in browsers")
     parser.add_argument("--dry-run", action="store_true", help="only show what would be sent")
     options = parser.parse_args(arguments)
     try:
-        space = options.name == "space"
-        files = space_files() if space else weights_files(options.name)
-        repo = SPACE if space else repo_id(options.name)
-        send(repo, files, space, options.tag, options.dry_run)
+        if options.name != "space":
+            repo, files, sdk = repo_id(options.name), weights_files(options.name), None
+        elif options.static:
+            repo, files, sdk = STATIC_SPACE, static_files(), "static"
+        else:
+            repo, files, sdk = SPACE, space_files(), "gradio"
+        send(repo, files, sdk, options.tag, options.dry_run)
     except (ValueError, RuntimeError, OSError) as error:  # the client's own are of these
         cause = f" ({error.__cause__})" if error.__cause__ else ""
         sys.exit(f"publish.py: {error}{cause}")
