@@ -350,6 +350,61 @@ def peers() -> str:
     )
 
 
+def browsers() -> str:
+    found = read("peers/pages.json")
+    rows = [
+        (f"`{of['package']}` {of['version']}", of["called"], f"{of['frames_a_second']:.1f}")
+        for of in found["rows"]
+    ]
+    return table((found["browser"], "by", "pictures a second"), *rows)
+
+
+def embedded() -> str:
+    found = read("embedded/embedded.json")
+    names = list(found["rows"][0]["ms"])
+    rows: list[tuple[Any, ...]] = [
+        ("package / folder", "MB", "PublicTest, two views", "same label, %",
+         *(f"{name}, ms" for name in names))
+    ]  # fmt: skip
+    for of in found["rows"]:
+        public = of["publictest"]
+        right = f"{percent(public['float32'])} / {percent(public['folder'])}"
+        times = [
+            " / ".join(f"{ms:.0f}" if ms >= 100 else f"{ms:.3g}" for ms in of["ms"][name].values())
+            for name in names
+        ]
+        name, size = f"`{of['weights']}`", f"{of['megabytes']:.1f}"
+        rows.append((name, size, right, percent(public["same_label"], 1), *times))
+    of = found["rows"][0]["photos"]
+    photos: list[tuple[Any, ...]] = [
+        (f"`{found['rows'][0]['weights']}` on {of['photos']} photos", ""),
+        ("faces of the package / of the folder", f"{of['faces']} / {of['faces_of_the_folder']}"),
+        ("the same face", of["found_again"]),
+        ("its box within a pixel, or 1 % of its side", of["boxes_alike"]),
+        ("its label the same", of["same_label"]),
+        ("its probabilities' difference, median", f"{of['difference_median']:.3f}"),
+    ]
+    return f"{table(*rows)}\n\n{table(*photos, ('measured on', machine(found)))}"
+
+
+def embedding() -> str:
+    found, pages = (read(f"{name}.json") for name in ("embedded/embedded", "peers/pages"))
+    of = found["rows"][0]
+    times = {name: [f"{ms / 1000:.2g}" for ms in by.values()] for name, by in of["ms"].items()}
+    photo = next(name for name in times if name.endswith(".jpg"))
+    frames = {row["package"]: row["frames_a_second"] for row in reversed(pages["rows"])}
+    return table(
+        ("", "the package", "[a folder](train.md#onnx)", "[a page](examples/browser/build.py)"),
+        ("computes by", "PyTorch, also on GPUs", "onnxruntime", "the visitor's browser"),
+        ("installed, MB", "700 to 5,000", f"{found['environment_megabytes']:.0f}", "none"),
+        ("its own, MB", "", f"{of['megabytes']:.1f}", f"{pages['visit_megabytes']:.0f} a visit"),
+        (f"first answer, {photo}, s", *times["first answer"], ""),
+        ("the next, s", *times[photo], f"{frames['ferfacenet']:.0f} webcam pictures a second"),
+        ("reads", "photos, lists of them, videos, cameras", "photos", "photos, the webcam"),
+        ("lacks", "", "16 bits, lists, videos", "the same, HEIC, turned WebP, faces in panoramas"),
+    )
+
+
 def compare() -> str:
     titles = {
         "fer2013": "right by FER2013's labels", "ferplus": "by FER+'s",
@@ -597,8 +652,10 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "results": results, "ferplus": ferplus, "compare": compare, "weights": weights,
     "views": views, "classes": classes, "confusion": confusion, "ckplus": ckplus,
     "tables": tables, "faces": faces, "photos": photos, "readings": readings, "tried": tried,
-    "widths": widths, "peers": peers, "speed": speed, "speed-line": speed_line, "data": data,
-    "photo-speed": photo_speed, "robustness": robustness, "sure": sure,
+    "widths": widths, "peers": peers, "browsers": browsers, "embedded": embedded,
+    "embedding": embedding, "speed": speed,
+    "speed-line": speed_line, "data": data, "photo-speed": photo_speed, "robustness": robustness,
+    "sure": sure,
 }  # fmt: skip
 
 
