@@ -90,6 +90,18 @@ def faces(n: int, seed: int = 0) -> Tensor:
 
 
 @pytest.fixture(scope="session")
+def app(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that finds and reads faces without PyTorch."""
+    for name in ("onnx", "onnxruntime", "onnxscript"):
+        pytest.importorskip(name, reason="needs the onnx extra")
+    import export_onnx
+
+    out = tmp_path_factory.mktemp("embedded") / "app"
+    export_onnx.main(["--out", str(out)])
+    return out
+
+
+@pytest.fixture(scope="session")
 def fer2013_csv() -> Path:
     """The real FER2013 file; skips where it is absent, since it may not be redistributed."""
     path = SHARED / "fer2013" / "fer2013.csv.xz"

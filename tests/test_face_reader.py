@@ -7,6 +7,7 @@ import importlib.util
 import io
 import json
 import math
+import runpy
 import shutil
 import struct
 import subprocess
@@ -18,7 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import PHOTO, PORTRAITS, encoded
+from conftest import PHOTO, PORTRAITS, ROOT, encoded
 from PIL import Image
 
 from ferfacenet import (
@@ -31,23 +32,12 @@ from ferfacenet import (
 from ferfacenet.faces.framing import Pose, cut_view, frame_face
 from ferfacenet.images import decode
 
-pytest.importorskip("onnx", reason="needs the onnx extra")
-pytest.importorskip("onnxscript", reason="needs the onnx extra")
 onnxruntime = pytest.importorskip("onnxruntime", reason="needs the onnx extra")
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    import export_onnx
-
-    out = tmp_path_factory.mktemp("embedded") / "app"
-    export_onnx.main(["--out", str(out)])
-    return out
-
-
-@pytest.fixture(scope="module")
-def module(folder: Path) -> Any:
-    spec = importlib.util.spec_from_file_location("face_reader", folder / "face_reader.py")
+def module(app: Path) -> Any:
+    spec = importlib.util.spec_from_file_location("face_reader", app / "face_reader.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # where dataclasses look for it
@@ -164,12 +154,12 @@ class Stream(io.RawIOBase):
         return len(part)
 
 
-def test_two_sets_of_weights_in_one_process(module: Any, folder: Path, tmp_path: Path) -> None:
+def test_two_sets_of_weights_in_one_process(module: Any, app: Path, tmp_path: Path) -> None:
     import export_onnx
 
     own = ImprovedVGG19(3, width=0.125).eval()
     own.categories = ("calm", "tense", "très fatigué")
-    shutil.copytree(folder, tmp_path / "own")
+    shutil.copytree(app, tmp_path / "own")
     (tmp_path / "own" / "network.onnx").write_bytes(export_onnx.export(own))
     faces = module.FaceReader(tmp_path / "own").predict_faces(PHOTO)
     assert sorted(faces[0]["probabilities"]) == ["calm", "tense", "très fatigué"]
@@ -193,13 +183,13 @@ def test_what_cannot_be_exported_is_said_before_the_work(tmp_path: Path) -> None
     assert not (tmp_path / "v1.2").exists()
 
 
-def test_the_command_without_torch(folder: Path, tmp_path: Path) -> None:
+def test_the_command_without_torch(app: Path, tmp_path: Path) -> None:
     (tmp_path / "broken.jpg").write_bytes(PHOTO.read_bytes()[:2000])
     (tmp_path / "deep.png").write_bytes(encoded(Image.new("I;16", (40, 40))))
     names = ["broken.jpg", str(PHOTO), "deep.png", "gone.jpg"]
     block = "import sys, runpy\nfor name in ('torch', 'torchvision', 'ferfacenet', 'onnx'):"
     block += f"\n    sys.modules[name] = None\nsys.argv = ['face_reader.py', *{names}]\n"
-    block += f"runpy.run_path({str(folder / 'face_reader.py')!r}, run_name='__main__')"
+    block += f"runpy.run_path({str(app / 'face_reader.py')!r}, run_name='__main__')"
     command = [sys.executable, "-I", "-c", block]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 1
@@ -216,8 +206,8 @@ def test_the_command_without_torch(folder: Path, tmp_path: Path) -> None:
     assert list(face["probabilities"]) == list(expected["probabilities"])
 
 
-def test_it_is_small_and_needs_three_packages(folder: Path) -> None:
-    text = (folder / "face_reader.py").read_text(encoding="utf-8")
+def test_it_is_small_and_needs_three_packages(app: Path) -> None:
+    text = (app / "face_reader.py").read_text(encoding="utf-8")
     assert len(text.splitlines()) <= 400
     imported = {
         (node.module if isinstance(node, ast.ImportFrom) else node.names[0].name).split(".")[0]
@@ -225,13 +215,13 @@ def test_it_is_small_and_needs_three_packages(folder: Path) -> None:
         if isinstance(node, ast.Import | ast.ImportFrom)
     }  # type: ignore[union-attr]
     assert imported - sys.stdlib_module_names == {"numpy", "onnxruntime", "PIL"}
-    assert sum(path.stat().st_size for path in folder.iterdir()) < 4e6
+    assert sum(path.stat().st_size for path in app.iterdir()) < 4e6
 
 
-def test_its_numbers_are_the_librarys(folder: Path, photos: ImprovedVGG19) -> None:
+def test_its_numbers_are_the_librarys(app: Path, photos: ImprovedVGG19) -> None:
     from ferfacenet.faces import framing, search
 
-    config = json.loads((folder / "config.json").read_text())
+    config = json.loads((app / "config.json").read_text())
     assert config["categories"] == list(photos.categories or ())
     assert (config["size"], config["tta"], config["levels"], config["int8"]) == (48, "flip", 1, 1)
     for module in (search, framing):
@@ -260,8 +250,15 @@ def test_views_and_frames_are_drawn_as_torch_draws_them(
     assert np.abs(face - like.numpy()).max() < 2 / 255
 
 
+def test_the_script_that_compares_photos(app: Path, module: Any, photos: ImprovedVGG19) -> None:
+    script = runpy.run_path(str(ROOT / "docs" / "results" / "embedded" / "run.py"))
+    found = script["compare_photos"](photos, app, ROOT / "docs" / "images")
+    alike = {found[name] for name in ("faces", "found_again", "boxes_alike", "same_label")}
+    assert found["photos"] >= 3 and len(alike) == 1 and alike.pop() >= 3
+
+
 def test_int8_loses_nothing_on_publictest(
-    folder: Path, photos: ImprovedVGG19, fer2013_csv: Path
+    app: Path, photos: ImprovedVGG19, fer2013_csv: Path
 ) -> None:
     from _fer2013 import load
 
@@ -270,7 +267,7 @@ def test_int8_loses_nothing_on_publictest(
     some = public.where(np.arange(len(public)) % 5 == 0)
     x = torch.from_numpy(some.images)[:, None] / 255
     expected = predict_proba(photos, x, precision="float32").numpy()
-    session = onnxruntime.InferenceSession(folder / "network.onnx")
+    session = onnxruntime.InferenceSession(app / "network.onnx")
     parts = [session.run(None, {"faces": part.numpy()})[0] for part in x.split(100)]
     found = np.concatenate(parts)
     right, before = ((rows.argmax(1) == some.labels).mean() for rows in (found, expected))

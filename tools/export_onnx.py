@@ -237,6 +237,35 @@ def numbers_of(model: ImprovedVGG19, weights: str, tta: TTA | None, rounded: boo
     return (json.dumps(about | {"search": limits}, indent=2) + "\n").encode()
 
 
+def make_network(weights: str, tta: TTA | None) -> tuple[ImprovedVGG19, bytes]:
+    """A network by its name, and its checked file in float32."""
+    model = load_init(weights, "--weights")
+    if next(model.parameters()).shape[1] != 1:
+        raise SystemExit(f"--weights {weights}: only networks of gray pictures are exported")
+    network = export(model, tta)
+    worst = check(network, model, tta)
+    batches = ", ".join(map(str, BATCHES))
+    print(f"at batch {batches} the network differs from PyTorch by at most {worst:.2g}")
+    return model, network
+
+
+def make_folder(weights: str, tta: TTA | None = "flip", rounded: bool = True) -> dict[str, bytes]:
+    """The checked files of a folder, by name."""
+    model, network = make_network(weights, tta)
+    if rounded:
+        exact, network = network, quantise(network)
+        worst = check_rounded(network, exact)
+        print(f"in int8 the probabilities of 95 % of faces differ by at most {worst:.2g}")
+    detector = export_detector()
+    check_detector(detector)
+    files = {f"{name}.onnx": graph.SerializeToString() for name, graph in picture_graphs().items()}
+    files |= {"network.onnx": network, "detector.onnx": detector, READER.name: READER.read_bytes()}
+    licences = DOCS.parent / "LICENSE", WEIGHTS.with_name("LICENSE")
+    files["LICENSE"] = b"\n".join(licence.read_bytes() for licence in licences)
+    files["config.json"] = numbers_of(model, name_of(weights), tta, rounded)
+    return files
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -257,31 +286,12 @@ def main(arguments: list[str] | None = None) -> None:
     if out.exists() and out.is_dir() == single:
         raise SystemExit(f"--out {out}: is a {'folder' if single else 'file'}; take another name")
     tta = None if options.tta == "none" else options.tta
-    model = load_init(options.weights, "--weights")
-    if not model.categories or next(model.parameters()).shape[1] != 1:
-        raise SystemExit(
-            f"--weights {options.weights}: only networks of gray pictures are exported"
-        )
-    network = export(model, tta)
-    worst = check(network, model, tta)
-    batches = ", ".join(map(str, BATCHES))
-    print(f"at batch {batches} the network differs from PyTorch by at most {worst:.2g}")
     if single:
+        _, network = make_network(options.weights, tta)
         write_atomically(out, network)
         print(f"{out}: {len(network) / 1e6:.1f} MB")
         return
-    if not options.float32:
-        exact, network = network, quantise(network)
-        worst = check_rounded(network, exact)
-        print(f"in int8 the probabilities of 95 % of faces differ by at most {worst:.2g}")
-    detector = export_detector()
-    check_detector(detector)
-    files = {f"{name}.onnx": graph.SerializeToString() for name, graph in picture_graphs().items()}
-    files |= {"network.onnx": network, "detector.onnx": detector, READER.name: READER.read_bytes()}
-    licences = DOCS.parent / "LICENSE", WEIGHTS.with_name("LICENSE")
-    files["LICENSE"] = b"\n".join(licence.read_bytes() for licence in licences)
-    name = name_of(options.weights)
-    files["config.json"] = numbers_of(model, name, tta, not options.float32)
+    files = make_folder(options.weights, tta, not options.float32)
     out.mkdir(exist_ok=True)
     for file, data in files.items():
         write_atomically(out / file, data)

@@ -52,8 +52,11 @@ def fetch_runtime(out: Path) -> None:
 
 
 def build(weights: str, out: Path) -> None:
-    export_onnx.main(["--weights", weights, "--out", str(out)])
-    (out / export_onnx.READER.name).unlink()
+    files = export_onnx.make_folder(weights)
+    del files[export_onnx.READER.name]
+    out.mkdir(exist_ok=True)
+    for name, data in files.items():
+        (out / name).write_bytes(data)
     fetch_runtime(out)
     shutil.copy(HERE / "faces.js", out)
     page = (HERE / "index.html").read_text()
@@ -74,6 +77,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("site"), help="a folder (%(default)s)")
     options = parser.parse_args()
     build(options.weights, options.out)
+    size = sum(path.stat().st_size for path in options.out.iterdir()) / 1e6
+    print(f"{options.out}: {size:.1f} MB; python -m http.server --directory {options.out}")
 
 
 if __name__ == "__main__":
