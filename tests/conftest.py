@@ -6,6 +6,7 @@ import io
 import json
 import lzma
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -99,6 +100,24 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("embedded") / "app"
     export_onnx.main(["--out", str(out)])
     return out
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A real Chromium whose camera is a file."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs the dev extra")
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+    if chromium is None:
+        pytest.skip("needs Chromium: apt install chromium")
+    camera = tmp_path_factory.mktemp("camera") / "camera.mjpeg"
+    with Image.open(PHOTO) as photo:
+        camera.write_bytes(encoded(photo.convert("RGB").resize((640, 480)), "JPEG") * 10)
+    options = ["--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream"]
+    options += [f"--use-file-for-fake-video-capture={camera}", "--no-sandbox"]
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=chromium, args=options)
+        yield browser
+        browser.close()
 
 
 @pytest.fixture(scope="session")

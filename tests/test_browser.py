@@ -20,10 +20,6 @@ from PIL import Image
 from ferfacenet import load_pretrained, predict_faces
 
 pytest.importorskip("onnxruntime", reason="needs the onnx extra")
-playwright = pytest.importorskip("playwright.sync_api", reason="needs the dev extra")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-if CHROMIUM is None:
-    pytest.skip("needs Chromium: apt install chromium", allow_module_level=True)
 if shutil.which("npm") is None:
     pytest.skip("needs npm: apt install npm", allow_module_level=True)
 
@@ -67,19 +63,6 @@ def address(site: Path) -> Iterator[str]:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    camera = tmp_path_factory.mktemp("camera") / "camera.mjpeg"
-    with Image.open(PHOTO) as photo:
-        camera.write_bytes(encoded(photo.convert("RGB").resize((640, 480)), "JPEG") * 10)
-    options = ["--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream"]
-    options += [f"--use-file-for-fake-video-capture={camera}", "--no-sandbox"]
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=options)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,6 @@ from __future__ import annotations
 import io
 import os
 import re
-import shutil
 import socket
 import subprocess
 import sys
@@ -21,10 +20,6 @@ from PIL import Image
 
 pytest.importorskip("gradio", reason="needs the examples extra")
 pytest.importorskip("scipy", reason="needs the video extra")
-playwright = pytest.importorskip("playwright.sync_api", reason="needs the dev extra")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-if CHROMIUM is None:
-    pytest.skip("needs Chromium: apt install chromium", allow_module_level=True)
 
 
 @pytest.fixture(scope="module")
@@ -54,19 +49,11 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def page(address: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    camera = tmp_path_factory.mktemp("camera") / "camera.mjpeg"
-    with Image.open(PHOTO) as photo:
-        camera.write_bytes(encoded(photo.convert("RGB").resize((640, 480)), "JPEG") * 10)
-    options = ["--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream"]
-    options += [f"--use-file-for-fake-video-capture={camera}", "--no-sandbox"]
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=options)
-        page = browser.new_page()
-        page.set_default_timeout(120_000)
-        page.goto(address)
-        yield page
-        browser.close()
+def page(browser: Any, address: str) -> Any:
+    page = browser.new_page()
+    page.set_default_timeout(120_000)
+    page.goto(address)
+    return page
 
 
 def shown(page: Any) -> np.ndarray[Any, Any]:

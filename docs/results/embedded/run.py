@@ -41,9 +41,10 @@ from ferfacenet.images import suffixes  # noqa: E402
 ROUNDS, SECONDS = 3, 2.0
 NEEDS = ["numpy", "pillow", "onnxruntime"]
 
-# What a process times: a crop, and each photo. It prints milliseconds.
+# What a process times that can read a photo and a crop: each photo, and the crop. It prints
+# milliseconds.
 TIMED = f"""
-import json, sys, time
+import json, time
 from statistics import median
 
 def timed(call):
@@ -55,28 +56,28 @@ def timed(call):
         times.append(1000 * (time.perf_counter() - begun))
     return median(times)
 
-calls = dict()
-for photo in sys.argv[3:]:
-    calls[photo.split("/")[-1]] = lambda photo=photo: read(photo)
-import numpy as np
 crop = np.random.default_rng(0).random((1, 1, 48, 48), np.float32)
+times = dict((photo.split("/")[-1], timed(lambda: read(photo))) for photo in sys.argv[3:])
+print(json.dumps(times | dict([("one crop", timed(lambda: read_crop(crop)))])))
 """
-PACKAGE = f"""{TIMED}
+PACKAGE = f"""
+import sys
+import numpy as np
 import torch
 from ferfacenet import load_pretrained, predict_faces, predict_proba
-model, x = load_pretrained(sys.argv[1]), torch.from_numpy(crop)
+model = load_pretrained(sys.argv[1])
 read = lambda photo: predict_faces(model, photo)
-calls["one crop"] = lambda: predict_proba(model, x)
-print(json.dumps(dict((name, timed(call)) for name, call in calls.items())))
-"""
-FOLDER = f"""{TIMED}
+read_crop = lambda crop: predict_proba(model, torch.from_numpy(crop))
+{TIMED}"""
+FOLDER = f"""
+import sys
+import numpy as np
 sys.path.insert(0, sys.argv[2])
 from face_reader import FaceReader
 reader = FaceReader()
 read = reader.predict_faces
-calls["one crop"] = lambda: reader.run("network", faces=crop)
-print(json.dumps(dict((name, timed(call)) for name, call in calls.items())))
-"""
+read_crop = lambda crop: reader.run("network", faces=crop)
+{TIMED}"""
 
 
 def time_both(weights: str, folder: Path) -> dict[str, dict[str, float]]:
