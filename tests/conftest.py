@@ -28,8 +28,8 @@ from ferfacenet.model import FER2013_CATEGORIES
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared" / "data"
-PHOTO = ROOT / "docs" / "images" / "astronaut.jpg"
-PORTRAITS = ROOT / "docs" / "images" / "portraits.jpg"  # two faces
+PHOTO = ROOT / "docs" / "photos" / "astronaut.jpg"
+PORTRAITS = ROOT / "docs" / "photos" / "portraits.jpg"  # two faces
 
 #: ``peak()`` and ``held()`` for code that another Python runs: the most bytes that its process has
 #: held, and those that it holds. Not getrusage's, which begins with the peak of its parent.

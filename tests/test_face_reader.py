@@ -248,7 +248,7 @@ def test_views_and_frames_are_drawn_as_torch_draws_them(
 
 def test_the_script_that_compares_photos(app: Path, module: Any, photos: ImprovedVGG19) -> None:
     script = runpy.run_path(str(ROOT / "docs" / "results" / "embedded" / "run.py"))
-    found = script["compare_photos"](photos, app, ROOT / "docs" / "images")
+    found = script["compare_photos"](photos, app, ROOT / "docs" / "photos")
     alike = {found[name] for name in ("faces", "found_again", "boxes_alike", "same_label")}
     assert found["photos"] >= 3 and len(alike) == 1 and alike.pop() >= 3
 

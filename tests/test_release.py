@@ -47,8 +47,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     spoilt = _pages.read("robustness.json")
     release.write_json(root / "docs" / "results" / "robustness.json", {"fer": spoilt["fer"]})
     (root / "docs" / "images").mkdir()
-    for name in ("astronaut.jpg", "portraits.jpg"):
-        shutil.copy(ROOT / "docs" / "images" / name, root / "docs" / "images")
+    shutil.copytree(ROOT / "docs" / "photos", root / "docs" / "photos")
     shutil.copy(ROOT / "README.md", root)
     (root / "ferfacenet" / "weights").mkdir(parents=True)
     (root / "ferfacenet" / "weights" / "registry.json").write_text('{"pretrained": {}}')
@@ -195,7 +194,7 @@ def test_predictions_are_the_golden_ones(name: str) -> None:
     golden = json.loads((ROOT / "tests" / "golden.json").read_text())[name]["probabilities"]
     model = load_pretrained(name)
     assert tuple(golden) == model.categories
-    with release.Image.open(ROOT / "docs" / "images" / "astronaut.jpg") as photo:
+    with release.Image.open(ROOT / "docs" / "photos" / "astronaut.jpg") as photo:
         face = preprocess(photo.crop(release.FACE), align=False)[None]
     want = torch.tensor(list(golden.values()))
     for count in (1, 20):  # alone, and among as many that Winograd's form pays

@@ -1,4 +1,4 @@
-"""The photos that tools/benchmark.py times, drawn from docs/images; and, as a process that is told
+"""The photos that tools/benchmark.py times, drawn from docs/photos; and, as a process that is told
 in JSON what to do, one package that reads them.
 """
 
@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-IMAGES = Path(__file__).parents[1] / "docs" / "images"
+IMAGES = Path(__file__).parents[1] / "docs" / "photos"
 FIRST = "967x512, two faces"  # the first photo that a process reads
 MANY = "a list of photos, each"
 #: What a photo's time is spent on, by the names of functions in ferfacenet.

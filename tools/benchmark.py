@@ -72,7 +72,7 @@ Reader: TypeAlias = Callable[[Images], Any]  # images to probabilities (N, 7), i
 Row: TypeAlias = dict[str, Any]
 
 ROOT = Path(__file__).parents[1]
-PHOTO = ROOT / "docs" / "images" / "astronaut.jpg"
+PHOTO = ROOT / "docs" / "photos" / "astronaut.jpg"
 
 FRAMES = 100  # of the video
 ROUNDS = 5  # in each of which every call has its turn

@@ -49,7 +49,7 @@ from ferfacenet.weights import write_atomically
 
 DOCS = Path(__file__).parents[1] / "docs"
 READER = DOCS / "examples" / "face_reader.py"
-PHOTOS = [DOCS / "images" / name for name in ("portraits.jpg", "astronaut.jpg")]
+PHOTOS = [DOCS / "photos" / name for name in ("portraits.jpg", "astronaut.jpg")]
 
 #: The checked batch sizes, and the largest difference from PyTorch that passes: of probabilities,
 #: of their 95th percentile in int8, and of the detector's pixels.
@@ -122,7 +122,7 @@ def _export(
 
 
 def shipped_faces(count: int, seed: int = 0) -> npt.NDArray[np.float32]:
-    """(count, 1, 48, 48) in [0, 1]: the faces of the photos in docs/images, turned, scaled, in
+    """(count, 1, 48, 48) in [0, 1]: the faces of the photos in docs/photos, turned, scaled, in
     other light and degraded, so that nobody needs a data set to export."""
     crops = torch.cat([face.crop for photo in PHOTOS for face in detect_faces(photo)])
     numbers = torch.rand(count, NUMBERS, generator=torch.Generator().manual_seed(seed))

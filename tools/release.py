@@ -49,7 +49,7 @@ from ferfacenet.command.cli import main as command
 from ferfacenet.transforms import views
 from ferfacenet.weights import CONFIG_FILE, WEIGHTS_FILE, WeightsConfig, write_atomically
 
-#: The astronaut's face as FER2013 would frame it, in pixels of docs/images/astronaut.jpg.
+#: The astronaut's face as FER2013 would frame it, in pixels of docs/photos/astronaut.jpg.
 FACE = (172, 67, 277, 172)
 _FITTED = " The temperature was fitted on PublicTest"
 _SCORED = "; PrivateTest was scored once, when they had been chosen."
@@ -128,7 +128,7 @@ def golden(name: str) -> dict[str, Any]:
     ways to."""
     folder = _pages.ROOT / "ferfacenet" / "weights" / name
     model = load_pretrained(folder)
-    with Image.open(_pages.ROOT / "docs" / "images" / "astronaut.jpg") as photo:
+    with Image.open(_pages.ROOT / "docs" / "photos" / "astronaut.jpg") as photo:
         face = preprocess(photo.crop(FACE), align=False)[None]
     row = torch.stack([model(view).softmax(1) for view in views(face, "flip")]).mean((0, 1))
     config = WeightsConfig.from_json((folder / CONFIG_FILE).read_bytes())
@@ -191,7 +191,7 @@ def take(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     if source == inner:
         keep_run(run, options.name)
     if options.name == "fer2013":
-        photo = _pages.ROOT / "docs" / "images" / "portraits.jpg"
+        photo = _pages.ROOT / "docs" / "photos" / "portraits.jpg"
         command([str(photo), "--plot", str(photo.with_name("portraits-plot.png"))])
     if not options.quick:
         if options.name == "fer2013":

@@ -2,7 +2,7 @@
 
   pip install ".[examples]"
   uvicorn fastapi_service:app --app-dir docs/examples
-  curl -F photo=@docs/images/astronaut.jpg http://127.0.0.1:8000/faces
+  curl -F photo=@docs/photos/astronaut.jpg http://127.0.0.1:8000/faces
 
 http://127.0.0.1:8000/docs shows it in the browser. It keeps no photo. What FERFACENET_WEIGHTS
 names, if it is set, is loaded in place of the bundled weights.

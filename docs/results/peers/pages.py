@@ -132,7 +132,7 @@ def fill(folder: Path, scripts: dict[tuple[str, str], str]) -> float:
     wanted = [f"{name}@{version}" for name, version in PACKAGES.items()]
     command = ["npm", "install", "--silent", "--ignore-scripts", "--prefix", str(folder), *wanted]
     subprocess.run(command, check=True)
-    with Image.open(ROOT / "docs" / "images" / "astronaut.jpg") as photo:
+    with Image.open(ROOT / "docs" / "photos" / "astronaut.jpg") as photo:
         photo.convert("RGB").resize((640, 480)).save(folder / "frame.png")
     for index, script in enumerate(scripts.values()):
         module = f"{script}\ndocument.title = 'ready';"
