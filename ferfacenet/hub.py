@@ -8,6 +8,7 @@ import errno
 import json
 import os
 import re
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +98,7 @@ def load_pretrained(
         revision: branch, tag or commit on the Hub; a full commit hash that is in the cache
             is loaded without a request. With it, a registered name too is fetched from the
             Hub, and still has to match its sha256.
-        device: where the model goes.
+        device: where the model goes; ``"auto"`` is a GPU (CUDA or MPS) if there is one.
         cache_dir: the Hub cache, in place of ``HF_HOME``'s.
         local_files_only: ask no network.
         token: Hub token, or True for the stored one.
@@ -105,12 +106,12 @@ def load_pretrained(
     Raises:
         WeightsError: the files cannot be had, are damaged, or do not fit together. Only
             safetensors files are read; a pickle is refused unopened.
-        ValueError: ``revision`` with a local path or twice.
+        ValueError: ``revision`` with a local path or twice, or no such ``device``.
         TypeError: ``name`` is no string or path.
     """
     if not isinstance(name, (str, os.PathLike)):
         raise TypeError(f"name must be a string or a path, not {type(name).__name__}")
-    registry = read_registry("pretrained")
+    device, registry = pick_device(device), read_registry("pretrained")
     # A path object is neither a registered name nor a Hub id.
     base, _, tag = name.partition("@") if isinstance(name, str) else ("", "", "")
     known = next((n for n in registry if base in (n, repo_id(n))), None)
@@ -141,6 +142,19 @@ def load_pretrained(
         )
     options = (cache_dir, local_files_only, token)
     return _load_from_hub(base, revision, sha256, options).to(device)
+
+
+def pick_device(device: str | torch.device) -> torch.device:
+    """The device of this name, or for ``"auto"`` a GPU (CUDA or MPS) if there is one, else the CPU;
+    a ValueError if it is unknown or not there."""
+    if device == "auto":
+        there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+        device = next((name for name in there if there[name]), "cpu")
+    try:
+        return torch.zeros(0, device=torch.device(device)).device
+    except Exception as error:  # each backend has its own, of several kinds
+        why = textwrap.shorten(str(error), 80, placeholder="...")
+        raise ValueError(f"no device {str(device)!r} here ({why}); use 'cpu' or 'auto'") from error
 
 
 def _load_from_hub(

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from conftest import assert_whole, flip, full_disk, python_path, run
 from hub_server import Fault, HubServer
 
@@ -147,6 +148,24 @@ def test_name_that_is_nothing(name: Any, tmp_path: Path, monkeypatch: Patch) -> 
         load_pretrained(name)
     with pytest.raises(TypeError, match="must be a string or a path"):
         load_pretrained([name])  # type: ignore[arg-type]
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="has a GPU")
+@pytest.mark.parametrize(("name", "of"), [("cuda", torch.cuda), ("mps", torch.backends.mps)])
+def test_auto_would_be_a_gpu(name: str, of: Any, monkeypatch: Patch) -> None:
+    assert hub.pick_device("auto").type == "cpu"
+    monkeypatch.setattr(of, "is_available", lambda: True)
+    with pytest.raises(ValueError, match=f"no device '{name}' here"):
+        hub.pick_device("auto")
+
+
+def test_devices() -> None:
+    there = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    assert load_pretrained("fer2013-small", device="auto").mean.device.type == there.type
+    for name in ("gpu", "cuda:99", "xpu", "", None):
+        with pytest.raises(ValueError, match="^no device .* here .*; use 'cpu' or 'auto'$") as said:
+            load_pretrained(device=name)  # type: ignore[arg-type]
+        assert len(str(said.value)) < 150
 
 
 def test_a_folder_of_a_registered_name(
