@@ -116,8 +116,13 @@ def open_photo(image: Image, enough: int | None = None) -> Photo:
             pixels = _from_array(image)
         elif isinstance(image, PIL.Image.Image):
             pixels = _from_pil(image)
-        elif isinstance(image, str) and _is_text(image):
-            raise TypeError("an image must be a path, not a URL or base64 text: give its bytes")
+        elif isinstance(image, str) and is_url(image):
+            raise TypeError(
+                "an image must be a path, not a URL: download it first, or give its bytes "
+                "(urllib.request.urlopen(url).read())"
+            )
+        elif isinstance(image, str) and len(image) > 4096:  # no path is so long
+            raise TypeError("an image must be a path, not base64: give base64.b64decode(text)")
         else:
             source = _read(image)
             picture = _open(source)
@@ -144,10 +149,10 @@ def _reduce(image: PIL.Image.Image, enough: int | None) -> float:
     return width / image.width
 
 
-def _is_text(image: str) -> bool:
-    """Whether this is a URL or what base64 makes of a file, and not a path."""
-    url = "://" in image or image.startswith("data:")
-    return (url or len(image) > 1000) and not os.path.exists(image)  # noqa: PTH110  # raises
+def is_url(text: str) -> bool:
+    """Whether this is a URL (``data:`` too) and no path of a file that is there."""
+    url = "://" in text or text.startswith("data:")
+    return url and not os.path.exists(text)  # noqa: PTH110  # Path.exists raises for some names
 
 
 def _read(image: str | os.PathLike[str] | bytes | BinaryIO) -> bytes:

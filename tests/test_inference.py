@@ -164,13 +164,17 @@ def test_columns_of_pandas(tiny: Tiny, paths: list[Path]) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["https://example.org/a.jpg", "data:image/png;base64,iVBO", "iVBORw0K/" * 900]
-)
-def test_a_url_or_base64_is_refused_in_one_short_line(tiny: Tiny, text: str) -> None:
+    ("text", "said"),
+    [("https://example.org/a.jpg", r"a URL: download it first, or .*urlopen"),
+     ("data:image/png;base64,iVBO", r"a URL: .*urlopen"),
+     ("iVBORw0K/" * 900, r"base64: give base64\.b64decode")],
+)  # fmt: skip
+def test_a_url_or_base64_is_refused_in_one_short_line(tiny: Tiny, text: str, said: str) -> None:
     for images in (text, [text]):
-        with pytest.raises(TypeError, match="URL or base64") as caught:
+        with pytest.raises(TypeError, match=f"an image must be a path, not {said}") as caught:
             predict_proba(tiny, images)
-        assert text[-9:] not in str(caught.value) and len(str(caught.value)) < 120
+        assert text[-9:] not in str(caught.value) and len(str(caught.value)) < 130
+        assert predict_proba(tiny, images, errors="coerce").isnan().all()
 
 
 def test_a_picture_without_a_face_is_refused_or_a_row_of_nan(tiny: Tiny, tmp_path: Path) -> None:
