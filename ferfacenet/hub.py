@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import difflib
 import errno
 import json
 import os
@@ -91,10 +92,10 @@ def load_pretrained(
     """The network with trained weights, ``categories`` and calibration: float32, in eval mode.
 
     Args:
-        name: a registered name (see :func:`list_pretrained`), a folder or ``.safetensors``
-            file (with ``config.json`` beside it), or a Hub id ``"org/repo"`` or
-            ``"org/repo@revision"``. Where a folder and a Hub id have the same name, the
-            folder is meant; registered names and their Hub ids come before both.
+        name: a registered name in any case (see :func:`list_pretrained`), a folder or
+            ``.safetensors`` file (with ``config.json`` beside it), or a Hub id ``"org/repo"`` or
+            ``"org/repo@revision"``. Where a folder and a Hub id have the same name, the folder is
+            meant; registered names and their Hub ids, as they are spelled, come before both.
         revision: branch, tag or commit on the Hub; a full commit hash that is in the cache
             is loaded without a request. With it, a registered name too is fetched from the
             Hub, and still has to match its sha256.
@@ -114,8 +115,10 @@ def load_pretrained(
     device, registry = pick_device(device), read_registry("pretrained")
     # A path object is neither a registered name nor a Hub id.
     base, _, tag = name.partition("@") if isinstance(name, str) else ("", "", "")
-    known = next((n for n in registry if base in (n, repo_id(n))), None)
-    if known is None and os.path.exists(name):  # noqa: PTH110 - Path.exists raises for some names
+    here = os.path.exists(name)  # noqa: PTH110  # Path.exists raises for some names
+    spelled = base if here else base.lower()  # a file or folder is meant as it is spelled
+    known = next((n for n in registry if spelled in (n, repo_id(n))), None)
+    if known is None and here:
         if revision is not None:
             raise ValueError(f"revision={revision!r} is for the Hub, and {name} is a local path")
         path = Path(name) / WEIGHTS_FILE if Path(name).is_dir() else Path(name)
@@ -130,15 +133,17 @@ def load_pretrained(
     revision, sha256 = revision or tag or None, None
     if known:
         sha256 = registry[known]["config_sha256"]
-        if base == known and revision is None:  # bundled, so never a download
+        if spelled == known and revision is None:  # bundled, so never a download
             path = _BUNDLED / known / WEIGHTS_FILE
             config = read_config(path.with_name(CONFIG_FILE), sha256, REINSTALL)
             return read_model(path, config, REINSTALL).to(device)
         base, revision = repo_id(known), revision or registry[known].get("revision")
     elif not re.fullmatch(_HUB_ID, base):
+        near = difflib.get_close_matches(spelled, registry, 1)
         raise WeightsError(
             f"{os.fspath(name)!r} is no file or folder here ({Path.cwd()}), no registered name "
-            f"({', '.join(registry)}) and no Hub id like 'org/repo'; correct it"
+            f"({', '.join(registry)}) and no Hub id like 'org/repo'; "
+            + (f"did you mean {near[0]!r}?" if near else "correct it")
         )
     options = (cache_dir, local_files_only, token)
     return _load_from_hub(base, revision, sha256, options).to(device)

@@ -168,11 +168,20 @@ def test_devices() -> None:
         assert len(str(said.value)) < 150
 
 
+@pytest.mark.parametrize("name", ["fer2013small", "FER2013_Small", "fer-2013-small"])
+def test_a_misspelt_name(name: str) -> None:
+    with pytest.raises(WeightsError, match=r"did you mean 'fer2013-small'\?$"):
+        load_pretrained(name)
+
+
 def test_a_folder_of_a_registered_name(
     saved: Path, tmp_path: Path, monkeypatch: Patch, loads: Loads
 ) -> None:
-    shutil.copytree(saved, tmp_path / "fer2013")
     monkeypatch.chdir(tmp_path)
+    assert load_pretrained("FER2013").width == 1
+    shutil.copytree(saved, "FER2013")
+    loads("FER2013")
+    shutil.copytree(saved, "fer2013")
     assert load_pretrained("fer2013").width == 1
     loads("./fer2013")
 
@@ -383,7 +392,7 @@ def test_registered_name_with_a_revision_or_as_an_id_asks_the_hub(
     loads("other")
     assert server.requests == []
     loads("other", revision="main")
-    loads("other@main")
+    loads("Other@main")
     # Other files that agree with each other: the pinned commit is still found, and they are not
     # what is registered.
     data = flip(files[WEIGHTS_FILE], 100_000)
