@@ -74,7 +74,7 @@ class ImprovedVGG19(nn.Module):
         the network is trained (IV-C): ``model(preprocess(p)[None])`` is the whole job.
 
     Attributes:
-        categories: names of the output classes, or None if the model was not given any;
+        categories: names of the output classes, empty if the model was not given any;
             ``load_pretrained`` sets it, like the next four.
         mean, std: buffers; the normalisation the weights were trained with. A plain number can be
             assigned, here and to the next two; a state dict without them leaves them as they are.
@@ -90,7 +90,7 @@ class ImprovedVGG19(nn.Module):
         TypeError: the input is not of floats.
     """
 
-    categories: tuple[str, ...] | None
+    categories: tuple[str, ...]
     mean: Tensor
     std: Tensor
     temperature: Tensor
@@ -161,7 +161,7 @@ class ImprovedVGG19(nn.Module):
 
         With 0 classes the classifier goes, and the model returns its embeddings. New
         layers are on the device, in the dtype and in the mode of the model; ``categories``
-        becomes FER2013's for 7 classes and None otherwise, ``temperature`` 1.
+        becomes FER2013's for 7 classes and empty otherwise, ``temperature`` 1.
 
         Raises:
             ValueError: ``num_classes`` is negative.
@@ -186,7 +186,7 @@ class ImprovedVGG19(nn.Module):
         self.classifier = head.to(first.device, first.dtype).train(self.training)
         self.num_classes = num_classes
         self.temperature.fill_(1)
-        self.categories = FER2013_CATEGORIES if num_classes == 7 else None
+        self.categories = FER2013_CATEGORIES if num_classes == 7 else ()
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Pixels (N, in_channels, H, W) to the last feature map, (N, C, H // 32, W // 32) with C

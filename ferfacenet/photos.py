@@ -16,7 +16,7 @@ from ferfacenet.faces.types import MIN_SCORE, DetectedFace, Face, Limits
 from ferfacenet.fast import Precision
 from ferfacenet.images import Image, Photo, open_photo
 from ferfacenet.inference import check, check_reading, predict_proba
-from ferfacenet.model import ImprovedVGG19, unwrap
+from ferfacenet.model import unwrap
 from ferfacenet.reading import UNREADABLE, Errors, is_one, result, search_ahead
 from ferfacenet.transforms import TTA
 
@@ -140,10 +140,8 @@ def read_faces(
     crops = torch.stack([face.crop for face in faces])
     rows = predict_proba(model, crops, tta=tta, precision=precision).tolist()
     model, read = unwrap(model), []
-    names = getattr(model, "categories", None)
-    if names is None and not isinstance(model, ImprovedVGG19):
-        names = [str(index) for index in range(len(rows[0]))]
-    if names is None or len(names) != len(rows[0]):
+    names = getattr(model, "categories", None) or [str(index) for index in range(len(rows[0]))]
+    if len(names) != len(rows[0]):
         raise ValueError(
             f"model.categories is {names}, and the model has {len(rows[0])} outputs: name each"
         )

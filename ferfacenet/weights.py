@@ -229,8 +229,8 @@ def save_pretrained(
     model = unwrap(model)
     if not isinstance(model, ImprovedVGG19):
         raise TypeError(f"model must be an ImprovedVGG19, got {type(model).__name__}")
-    if model.categories is None:
-        raise ValueError("model.categories is None; set it to the names of the classes")
+    if not model.categories:
+        raise ValueError("model.categories is empty; set it to the names of the classes")
     if dtype not in (torch.float16, torch.bfloat16, torch.float32):
         raise ValueError(f"dtype must be float16, bfloat16 or float32, got {dtype}")
     model_args: dict[str, Any] = {

@@ -267,7 +267,7 @@ def test_predict_faces_reads_every_face(vgg: ImprovedVGG19) -> None:
     assert len(found) == 2
     for face, bare, row in zip(found, plain, rows, strict=True):
         assert (face.box, face.score) == (bare.box, bare.score)
-        assert face.probabilities is not None and vgg.categories is not None
+        assert face.probabilities is not None
         assert list(face.probabilities) == list(vgg.categories)
         assert list(face.probabilities.values()) == pytest.approx(row.tolist(), abs=1e-6)
         assert face.label == vgg.categories[int(row.argmax())]
@@ -478,7 +478,7 @@ def test_the_bundled_network_reads_the_portraits() -> None:
 
 def test_a_wrapped_model_keeps_its_names(vgg: ImprovedVGG19) -> None:
     expected = predict_faces(vgg, PHOTO)[0].probabilities
-    assert expected is not None and list(expected) == list(vgg.categories or ())
+    assert expected is not None and list(expected) == list(vgg.categories)
     parallel, average = nn.DataParallel(vgg), AveragedModel(vgg)
     for wrapped in (
         parallel, average, torch.compile(vgg), nn.DataParallel(average), torch.compile(parallel),
@@ -487,16 +487,17 @@ def test_a_wrapped_model_keeps_its_names(vgg: ImprovedVGG19) -> None:
         assert FaceTracker(wrapped).update(PHOTO, 0)[0].raw == expected  # type: ignore[arg-type]
 
 
-def test_what_has_no_names_or_values_is_refused_with_a_remedy(vgg: ImprovedVGG19) -> None:
-    nameless, changed, exported = (
-        ImprovedVGG19(3, width=0.1),
-        copy.deepcopy(vgg),
-        copy.deepcopy(vgg),
-    )
+def test_labels_without_names_are_numbers() -> None:
+    nameless = ImprovedVGG19(3, width=0.1)
+    assert [*predict_faces(nameless, PHOTO)[0].probabilities] == ["0", "1", "2"]
+
+
+def test_what_has_too_few_names_or_no_values_is_refused_with_a_remedy(vgg: ImprovedVGG19) -> None:
+    changed, exported = copy.deepcopy(vgg), copy.deepcopy(vgg)
     changed.classifier = nn.Linear(changed.num_features, 3)
     program = torch.export.export(exported, (faces(2),)).module()
     for model, words in (
-        (nameless, r"categories is None.* 3 outputs"), (changed, r"categories is .* 3 outputs"),
+        (changed, r"categories is .* 3 outputs"),
         (copy.deepcopy(vgg).to("meta"), "'meta'.*load_pretrained"), (program, "exported"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=words):

@@ -301,7 +301,7 @@ def test_embeddings_as_timm_gives_them(model: ImprovedVGG19, x: Tensor) -> None:
     assert torch.equal(embedding, features.mean((2, 3)))
     headless = copy.deepcopy(model)
     headless.reset_classifier(0)
-    assert (headless.num_classes, headless.categories) == (0, None)
+    assert (headless.num_classes, headless.categories) == (0, ())
     assert torch.equal(headless(x), embedding)
     headless.reset_classifier(7)
     assert headless(x).shape == (3, 7) and headless.categories == FER2013_CATEGORIES
@@ -314,7 +314,7 @@ def test_reset_classifier(hidden: int | None, training: bool) -> None:
     model = ImprovedVGG19(hidden_features=hidden, width=SMALL).to(torch.float64).train(training)
     model.temperature = 2.0
     model.reset_classifier(3)
-    assert (model.num_classes, model.categories, float(model.temperature)) == (3, None, 1)
+    assert (model.num_classes, model.categories, float(model.temperature)) == (3, (), 1)
     assert {module.training for module in model.modules()} == {training}
     logits = model(faces(6).double())
     nn.functional.cross_entropy(logits, torch.tensor([0, 1, 2] * 2)).backward()

@@ -353,7 +353,7 @@ def test_other_models_cannot_be_saved(saved: Path, tmp_path: Path) -> None:
 
 def test_saving_refuses_what_could_not_be_loaded(tmp_path: Path) -> None:
     model = ImprovedVGG19(3, width=0.125)
-    with pytest.raises(ValueError, match=r"model\.categories is None"):
+    with pytest.raises(ValueError, match=r"model\.categories is empty"):
         save_pretrained(model, tmp_path)
     model.categories = ("a", "b")
     with pytest.raises(ValueError, match="categories"):
