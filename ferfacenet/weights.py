@@ -30,7 +30,7 @@ _RANGES = {"mean": (-1e6, 1e6), "std": (1e-6, 1e6), "temperature": (1e-6, 1e6)}
 
 
 #: What mends a file that belongs to the package.
-REINSTALL = "reinstall ferfacenet: `pip install --force-reinstall .` in a fresh checkout"
+REINSTALL = "run `pip install --force-reinstall --no-deps` with what ferfacenet was installed from"
 
 
 class WeightsError(RuntimeError):
