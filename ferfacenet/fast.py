@@ -7,7 +7,7 @@ BatchNorm is folded into the convolutions, and each of these runs in the form th
   most one is lost;
 - all others by ``conv2d`` on channels-last maps.
 
-The model is only read. What is kept of it is held outside it, and goes when it goes.
+The model is only read. Its folded weights are kept outside it, for as long as it lives.
 """
 
 from __future__ import annotations
@@ -16,30 +16,32 @@ import math
 import re
 from collections.abc import Callable
 from functools import cache, partial
-from typing import Any, Literal, NamedTuple, TypeAlias
-from weakref import ReferenceType, WeakKeyDictionary, ref
+from typing import Any, Literal, NamedTuple
+from weakref import ReferenceType, ref
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from ferfacenet.model import ImprovedVGG19, cut_centre
+from ferfacenet.model import ImprovedVGG19, cut_centre, derived
 from ferfacenet.threads import lock
 
 Precision = Literal["auto", "float32", "bfloat16"]
 
-_PART = 32  # views at once on a CPU; their maps stay in its cache
-# Winograd's form pays on maps of up to _LARGEST a side; on those of up to _SMALL, where the
-# weights outweigh the maps and that form's are up to 2.8 times as large, from _SHARING views on.
+_PART = 32  # views that a CPU takes at once, so that their maps stay in its cache
+# Winograd's form pays on maps of up to _LARGEST a side. It has up to 2.8 times as many weights,
+# which on maps of up to _SMALL, where they outweigh the maps, pays from _SHARING views on only.
 _LARGEST, _SMALL, _SHARING = 12, 6, 4
-_NARROW_FROM = 8  # views from which bfloat16 is faster, where the chip is made for it
+_NARROW_FROM = 8  # views from which bfloat16 is faster, on a chip that is made for it
 
-# What is kept of a model: what tells its weights from later ones, weak references to them (a hook
-# of a tensor might hold the model), and them folded, in the layouts needed so far.
-_Layouts: TypeAlias = dict[object, tuple[Tensor, Tensor]]  # weights and biases
-_Kept: TypeAlias = tuple[list[object], list[ReferenceType[Tensor]], _Layouts]
-_kept: WeakKeyDictionary[nn.Module, _Kept] = WeakKeyDictionary()
+
+class _Folded(NamedTuple):
+    """What is kept of a model."""
+
+    marks: list[object]  # change when its weights do
+    tensors: list[ReferenceType[Tensor]]  # weak, since a tensor's hook may hold the model
+    layouts: dict[object, tuple[Tensor, Tensor]]  # weight and bias of each convolution, as needed
 
 
 def fast_forward(model: nn.Module, precision: Precision) -> Callable[[Tensor], Tensor] | None:
@@ -48,8 +50,8 @@ def fast_forward(model: nn.Module, precision: Precision) -> Callable[[Tensor], T
     The function takes pixels in [0, 1], (N, in_channels, H, W) float tensors on any device with
     H, W >= 32, and returns (N, num_classes) float32 logits on the model's. It neither minds nor
     sets the model's mode. It is good for the weights of this moment: ask again for each use. The
-    folded weights are kept for the next time, unless the model is in training mode, or its
-    tensors, their versions or ``model.mode_changes`` differ by then. Where a fused optimizer, or
+    folded weights are kept for the next time, unless the model is in training mode, its tensors or
+    their versions differ by then, or ``train`` or ``eval`` is called. Where a fused optimizer, or
     code that works on ``.data`` or a numpy view, writes in place while the model is in eval mode,
     PyTorch gives no new version: call ``model.eval()`` after it.
 
@@ -70,14 +72,17 @@ def fast_forward(model: nn.Module, precision: Precision) -> Callable[[Tensor], T
             return None
     narrow_from = _NARROW_FROM if precision == "auto" and prefers_bfloat16(device) else math.inf
     narrow_from = 0 if precision == "bfloat16" else narrow_from
-    marks = [model.mode_changes, *(vars(m).get("eps") for m in model.features)]
+    marks: list[object] = [vars(m).get("eps") for m in model.features]
     marks += [(id(t), t.data_ptr(), t._version) for t in tensors]
     with lock:
-        known, references, layouts = _kept.get(model, ([], [], {}))
-        if known != marks or any(reference() is None for reference in references):
-            layouts = {}
-            if not any(m.training for m in model.modules()):  # or a fused step may follow unseen
-                _kept[model] = marks, [ref(t) for t in tensors], layouts
+        folded: _Folded | None = derived.get(model)
+        # Of a tensor that is gone, another may have the id and the memory.
+        if not folded or folded.marks != marks or any(t() is None for t in folded.tensors):
+            folded = _Folded(marks, [ref(t) for t in tensors], {})
+            # In training, a fused optimizer may change the weights without a mark.
+            if not any(m.training for m in model.modules()):
+                derived[model] = folded
+    layouts = folded.layouts
 
     def forward(x: Tensor) -> Tensor:
         dtype = torch.bfloat16 if len(x) >= narrow_from else torch.float32
@@ -133,25 +138,27 @@ def _is_as_built(model: ImprovedVGG19) -> bool:
     return type(features) is nn.Sequential and bool(re.fullmatch("((CBR)+P)+AD[SLRDI]+", kinds))
 
 
-def _run(features: nn.Sequential, x: Tensor, layouts: _Layouts) -> Tensor:
+def _run(
+    features: nn.Sequential, x: Tensor, layouts: dict[object, tuple[Tensor, Tensor]]
+) -> Tensor:
     """Normalised pixels (N, C, H, W) to the last feature map."""
     n, last = len(x), torch.channels_last
     suits_winograd = n > 0 and x.device.type == "cpu" and x.dtype == torch.float32
     if x.shape[1] == 1:
-        x = x.expand(-1, 2, -1, -1)  # the second meets weights of zero
+        x = x.expand(-1, 2, -1, -1)  # _fold says why
     for place, module in enumerate(features):
         if isinstance(module, nn.Conv2d):
             small = suits_winograd and x.shape[2] == x.shape[3] <= _LARGEST
-            form = _form(x.shape[3], n < _SHARING) if small else None
-            key = place, form.tile if form else x.dtype
+            winograd = _make_winograd(x.shape[3], n < _SHARING) if small else None
+            key = place, winograd.tile if winograd else x.dtype
             with lock:
                 if key not in layouts:
                     weight, bias = _fold(module, features[place + 1])
-                    weight = form.arrange(weight) if form else weight.to(memory_format=last)
+                    weight = winograd.arrange(weight) if winograd else weight.to(memory_format=last)
                     layouts[key] = weight.to(x.dtype), bias.to(x.dtype)
                 weight, bias = layouts[key]
-            if form:
-                x = _convolve(x.permute(2, 3, 0, 1).contiguous(), weight, form)
+            if winograd:
+                x = winograd.convolve(x.permute(2, 3, 0, 1).contiguous(), weight)
                 x = x.add_(bias).permute(2, 3, 0, 1)
             else:
                 x = F.conv2d(x.contiguous(memory_format=last), weight, bias, padding=1)
@@ -167,29 +174,47 @@ def _fold(conv: nn.Conv2d, norm: Any) -> tuple[Tensor, Tensor]:
     bias, mean, variance, scale, shift = (t.double() for t in vectors)
     weight = conv.weight.detach().float()
     weight, bias = fuse_conv_bn_weights(weight, bias, mean, variance, norm.eps, scale, shift)
-    # oneDNN takes several times as long over one channel as over that and an empty one.
+    # A second channel, of zeros: oneDNN takes several times as long over a single one.
     return F.pad(weight, (0, 0, 0, 0, 0, int(weight.shape[1] == 1))), bias
 
 
-class _Form(NamedTuple):
-    """How a square map is convolved with few products. On an axis, which stands in zeros, that is
-    output @ ((kernel @ taps) * (data @ x)); a small map takes both of its axes at once."""
+class _Winograd(NamedTuple):
+    """How a square map is convolved with few products. Along an axis, zeros around it, that is
+    output @ ((kernel @ taps) * (data @ x)); in a small map both axes are taken as one."""
 
-    tile: int  # outputs that a tile makes; 0: those of a whole axis of two
+    tile: int  # outputs that a tile makes; 0: the whole of an axis of two
     kernel: Tensor  # (points, 3)
-    data: Tensor  # (points * tiles, side), or for both (points**2 * tiles**2, side**2)
-    output: Tensor  # (side, points * tiles) or (side**2, points**2 * tiles**2)
+    data: Tensor  # (points * tiles, side), or of both axes (points**2 * tiles**2, side**2)
+    output: Tensor  # (side, points * tiles), or of both axes (side**2, points**2 * tiles**2)
 
     def arrange(self, weight: Tensor) -> Tensor:
         """(C_out, C_in, 3, 3) to its values at each pair of points, (points**2, C_in, C_out)."""
         pairs = torch.kron(self.kernel, self.kernel) @ weight.mT.reshape(-1, 9).t()
         return pairs.view(-1, *weight.shape[:2]).mT.contiguous()
 
+    def convolve(self, x: Tensor, weight: Tensor) -> Tensor:
+        """A contiguous map (side, side, N, C_in) to (side, side, N, C_out)."""
+        _, kernel, data, output = self
+        side, _, n, channels = x.shape
+        points = len(kernel)
+        if side <= _SMALL:
+            x = torch.bmm((data @ x.view(side**2, -1)).view(points**2, -1, channels), weight)
+            return (output @ x.view(len(data), -1)).view(side, side, n, -1)
+        # To the points along the columns, then the rows; a product over the channels for each pair
+        # of points; and back.
+        x = torch.bmm(data.expand(side, -1, -1), x.view(side, side, -1))
+        x = torch.bmm(data.expand(points, -1, -1), x.view(side, points, -1).transpose(0, 1))
+        x = torch.bmm(x.view(points**2, -1, channels), weight)
+        x = torch.bmm(output.expand(points, -1, -1), x.view(points, len(data), -1))
+        x = x.transpose(0, 1).reshape(side, len(data), -1)
+        return torch.bmm(output.expand(side, -1, -1), x).view(side, side, n, -1)
+
 
 @cache
-def _form(side: int, few: bool) -> _Form:
-    """Toom and Cook's, at infinity and the first of the points 0, 1, -1, 2 (more would lose
-    digits): the one of the fewest products, or for ``few`` views of the fewest weights."""
+def _make_winograd(side: int, few: bool) -> _Winograd:
+    """Polynomials are multiplied by their values (Toom and Cook) at infinity and the first of the
+    points 0, 1, -1, 2; more would lose digits. That of the fewest products, or for ``few`` views of
+    the fewest weights."""
     tile = min((3, 2), key=lambda m: -(-side // m) * (m + 2))
     if side == 2 or (few and side <= _SMALL):
         tile = 1
@@ -200,7 +225,7 @@ def _form(side: int, few: bool) -> _Form:
         return torch.cat([eye(count).new_tensor(rows), eye(count)[-1:]])
 
     if side == 2:
-        # That of two taps, with the two positions in their place, and the taps in the map's.
+        # Taps and pixels change places: three taps, of which two pixels make two outputs.
         kernel, data = torch.linalg.inv(powers(3)).mT, powers(2)[:, None]
         output = powers(2).mT.flip(0)[..., None]
     else:
@@ -213,21 +238,4 @@ def _form(side: int, few: bool) -> _Form:
         data = torch.einsum("pti,quj->qptuij", data, data).flatten(0, 2)
         output = torch.einsum("ipt,jqu->ijqptu", output, output).flatten(0, 1)
     data, output = data.flatten(0, 1).flatten(1), output.flatten(1)
-    return _Form(0 if side == 2 else tile, kernel.float(), data.float(), output.float())
-
-
-def _convolve(x: Tensor, weight: Tensor, form: _Form) -> Tensor:
-    """A contiguous map (side, side, N, C_in) to (side, side, N, C_out)."""
-    _, kernel, data, output = form
-    side, _, n, channels = x.shape
-    points = len(kernel)
-    if side <= _SMALL:
-        x = torch.bmm((data @ x.view(side**2, -1)).view(points**2, -1, channels), weight)
-        return (output @ x.view(len(data), -1)).view(side, side, n, -1)
-    # Along the columns, then along the rows; a product over channels for each pair of points; back.
-    x = torch.bmm(data.expand(side, -1, -1), x.view(side, side, -1))
-    x = torch.bmm(data.expand(points, -1, -1), x.view(side, points, -1).transpose(0, 1))
-    x = torch.bmm(x.view(points**2, -1, channels), weight)
-    x = torch.bmm(output.expand(points, -1, -1), x.view(points, len(data), -1))
-    x = x.transpose(0, 1).reshape(side, len(data), -1)
-    return torch.bmm(output.expand(side, -1, -1), x).view(side, side, n, -1)
+    return _Winograd(0 if side == 2 else tile, kernel.float(), data.float(), output.float())

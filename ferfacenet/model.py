@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any, Literal
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,10 @@ DEVIATION, PLAIN = 0.21, 1e-5
 
 #: The buffers that ``config.json`` keeps, not ``model.safetensors``, and what they are at first.
 CALIBRATION = {"mean": MEAN, "std": STD, "temperature": 1.0, "levels": 0.0}
+
+#: What ``fast.py`` derives from a model's weights and keeps. ``train`` and ``eval`` drop it, since
+#: a fused optimizer changes weights without a trace, but hardly without a call of these.
+derived: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()
 
 _BLOCKS = ((2, 64), (2, 128), (4, 256), (4, 512), (4, 512))
 
@@ -82,8 +87,6 @@ class ImprovedVGG19(nn.Module):
         levels: a buffer; 1: each view is first brought to one mean and standard deviation, so that
             neither brightness nor contrast matters, but for what is clipped, and a view of one
             plain colour is answered by NaN; 0: pixels are taken as they are.
-        mode_changes: how often ``train`` or ``eval`` was called; ``predict_proba`` tells by it
-            that what it keeps of the weights may be old.
 
     Raises:
         ValueError: a setting is out of range, or an input is smaller than 32x32.
@@ -95,7 +98,6 @@ class ImprovedVGG19(nn.Module):
     std: Tensor
     temperature: Tensor
     levels: Tensor
-    mode_changes: int = 0
 
     def __init__(
         self,
@@ -153,8 +155,9 @@ class ImprovedVGG19(nn.Module):
 
     def train(self, mode: bool = True) -> ImprovedVGG19:
         """Set training mode, or with False eval mode, of the model and all its parts."""
-        self.mode_changes += 1
-        return super().train(mode)
+        super().train(mode)
+        derived.pop(self, None)  # afterwards, or another thread might keep it anew in between
+        return self
 
     def reset_classifier(self, num_classes: int) -> None:
         """Replace the classifier by a fresh one for ``num_classes`` classes, as timm does.

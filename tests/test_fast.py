@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from ferfacenet import ImprovedVGG19, fast
 from ferfacenet.fast import Precision, fast_forward, prefers_bfloat16
+from ferfacenet.model import derived
 
 
 def make(width: float = 0.25, seed: int = 0, **settings: Any) -> ImprovedVGG19:
@@ -114,7 +115,7 @@ def test_equals_a_model_of_another_dtype(model: ImprovedVGG19, dtype: torch.dtyp
 def test_in_whatever_mode_the_caller_is(model: ImprovedVGG19) -> None:
     x = views(9)
     expected = plain(model, x)
-    fast._form.cache_clear()
+    fast._make_winograd.cache_clear()
     with torch.inference_mode(), torch.device("meta"):
         inside = fastly(model, x)
     with torch.autocast("cpu", torch.bfloat16):
@@ -235,10 +236,10 @@ def test_goes_when_the_model_goes(model: ImprovedVGG19) -> None:
     twin.features[0].weight.register_hook(partial(print, twin))
     fastly(twin, views(2))
     assert set(vars(twin)) == attributes
-    gone, kept = weakref.ref(twin), len(fast._kept)
+    gone, kept = weakref.ref(twin), len(derived)
     del twin
     gc.collect()
-    assert gone() is None and len(fast._kept) < kept  # other tests' models may go with it
+    assert gone() is None and len(derived) < kept  # other tests' models may go with it
 
 
 ALTERATIONS: dict[str, Callable[[Any], Any]] = {

@@ -246,14 +246,6 @@ def test_a_plain_number_fills_the_buffer() -> None:
     assert all(getattr(model, name) is buffer for name, buffer in buffers.items())
 
 
-def test_a_change_of_mode_is_counted() -> None:
-    model = ImprovedVGG19(width=0.1)
-    for change in (model.train, model.eval, model.eval, nn.Sequential(model).train):
-        before = model.mode_changes
-        change()
-        assert model.mode_changes > before
-
-
 def test_public_checkpoints_load_and_leave_the_calibration(x: Tensor) -> None:
     """VGG19's for FER2013, of 3 channels; PyTorch before 0.4.1 had no num_batches_tracked."""
     whole = lively(ImprovedVGG19(in_channels=3), seed=2).state_dict()
