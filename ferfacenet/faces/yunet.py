@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ferfacenet.hub import read_registry
-from ferfacenet.weights import REINSTALL, SkipInit, as_weights_error, check_file
+from ferfacenet.weights import REINSTALL, as_weights_error, check_file
 
 WEIGHTS = Path(__file__).parents[1] / "weights" / "yunet" / "model.safetensors"
 
@@ -84,10 +84,10 @@ def load_detector(device: torch.device) -> YuNet:
     """The detector on a device, loaded once and shared by all threads; a WeightsError if its file
     is not there, or not the one that is registered."""
     sha256 = read_registry("yunet")["sha256"]
-    with as_weights_error(WEIGHTS, REINSTALL), torch.device("cpu"), SkipInit():
+    with as_weights_error(WEIGHTS, REINSTALL), torch.device("meta"):  # no weights are drawn
         check_file(WEIGHTS, sha256)
         model = YuNet()
-        model.load_state_dict(safetensors.torch.load_file(WEIGHTS))
+        model.load_state_dict(safetensors.torch.load_file(WEIGHTS), assign=True)
     model.eval().requires_grad_(False)
     # Until a block of this size has been freed, glibc gives memory back to the system that the next
     # maps need again, which can double the network's time. It is never written to.
