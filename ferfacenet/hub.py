@@ -72,7 +72,7 @@ def list_pretrained() -> dict[str, PretrainedInfo]:
     found = {}
     for name, entry in read_registry("pretrained").items():
         config = read_config(_BUNDLED / name / CONFIG_FILE, entry["config_sha256"], REINSTALL)
-        count = sum(p.numel() for p in build_empty(config.model_args, "meta").parameters())
+        count = sum(p.numel() for p in build_empty(config.model_args).parameters())
         bundled = (_BUNDLED / name / WEIGHTS_FILE).is_file()
         found[name] = PretrainedInfo(
             config.categories, config.metrics, count, entry["size"], repo_id(name), bundled

@@ -134,7 +134,8 @@ class ImprovedVGG19(nn.Module):
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.dropout = nn.Dropout(dropout)
         for module in self.features:
-            if isinstance(module, nn.Conv2d):
+            # On the meta device PyTorch imports 900 modules for a normal draw that draws nothing.
+            if isinstance(module, nn.Conv2d) and not module.weight.is_meta:
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
                 assert module.bias is not None
                 nn.init.zeros_(module.bias)
@@ -181,7 +182,7 @@ class ImprovedVGG19(nn.Module):
             width = self.hidden_features
         layers.append(nn.Linear(width, num_classes) if num_classes else nn.Identity())
         for layer in layers:
-            if isinstance(layer, nn.Linear):
+            if isinstance(layer, nn.Linear) and not layer.weight.is_meta:
                 nn.init.normal_(layer.weight, std=0.01)
                 nn.init.zeros_(layer.bias)
         # A lone Linear keeps the key names of the public VGG19 FER checkpoints.

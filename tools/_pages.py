@@ -138,7 +138,7 @@ def weights() -> str:
             figure = f"{percent(of['accuracy']['flip'])} on {dataset}'s {of['split']}"
         else:
             figure = f"{folds('subject')[0]} on persons of CK+ that it has not seen"
-        count = sum(p.numel() for p in build_empty(config.model_args, "meta").parameters())
+        count = sum(p.numel() for p in build_empty(config.model_args).parameters())
         others = sorted({"neutral", "contempt"} & set(config.categories))
         megabytes = f"{registry[name]['size'] / 1e6:.1f}"
         reads = f"{', '.join(['six expressions', *others[:-1]])} and {others[-1]}"
