@@ -8,9 +8,9 @@ import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -34,18 +34,16 @@ MAX_PIXELS = 48 << 20
 MAX_BYTES = 64 << 20
 
 # Pillow's own decoders, and HEIF where a plugin is registered. Of the others, some start programs
-# (EPS), some take any rubbish for theirs, and JPEG 2000 makes hundreds of megabytes of a few bytes.
+# (EPS), some take any bytes for theirs, and JPEG 2000 makes hundreds of megabytes of a few.
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "HEIF")
-# What these decoders hold of a picture at a time is two to four times what the others hold.
+# These decoders need two to four times the memory that the others need for a picture.
 _LIMITS = {"WEBP": 20 << 20, "AVIF": 28 << 20, "HEIF": 28 << 20, "progressive JPEG": 28 << 20}
-# What else a small file can ask for: a pass over all pixels for each scan of a JPEG, and memory for
-# a whole tile of a TIFF, however small the picture.
+# A small file can ask for much besides: a pass over all pixels for each scan of a JPEG, and memory
+# for a whole tile of a TIFF.
 _MAX_SCANS, _MAX_TILE = 500, 4 << 20
 HEIC = {b"ftyp" + brand for brand in (b"heic", b"heix", b"hevc", b"heim", b"mif1", b"msf1")}
-# A picture in uint16 that is darker than this throughout is of a camera with 12 bits or fewer.
-_DARK = 1 << 13
-FLOAT_SLACK = 1e-3  # what resizing and half precision leave outside [0, 1]
-_DTYPES = "pixels must be uint8, uint16, bool or float"
+_DARK = 1 << 13  # uint16 pixels below this throughout are a camera's of 12 bits or fewer
+FLOAT_SLACK = 1e-3  # how far resizing and half precision may leave [0, 1]
 
 
 def suffixes() -> frozenset[str]:
@@ -59,16 +57,14 @@ def suffixes() -> frozenset[str]:
 def describe(image: object) -> str:
     """What errors and warnings call an image: its path, or its kind and size."""
     if isinstance(image, Tensor | np.ndarray):
-        kind = "tensor" if isinstance(image, Tensor) else "array"
-        return f"{kind} {tuple(image.shape)} {image.dtype}"
+        return f"{type(image).__name__} {tuple(image.shape)} {image.dtype}"
     if isinstance(image, bytes | bytearray | memoryview):
         return f"image of {len(image)} bytes"
     name: object = getattr(image, "filename", "") or getattr(image, "name", "")
-    if isinstance(image, str | os.PathLike):
-        name = image
+    name = image if isinstance(image, str | os.PathLike) else name
     if isinstance(name, str | bytes | os.PathLike) and name:
         return os.fsdecode(name)
-    return f"unnamed {type(image).__module__}.{type(image).__name__}"
+    return f"unnamed {type(image).__name__}"
 
 
 @contextmanager
@@ -81,19 +77,12 @@ def named(image: object) -> Iterator[str]:
         raise ValueError(name + str(error).removeprefix(name)) from error
 
 
-@dataclass(frozen=True, eq=False)
-class Photo:
-    """A picture that is decoded, perhaps at a reduced scale.
+class Photo(NamedTuple):
+    """A picture that is decoded, perhaps at a reduced scale."""
 
-    Attributes:
-        pixels: (1 or 3, H, W), as ``decode`` returns them.
-        scale: how many of the picture's own pixels each of these is wide; 1 if it is not reduced.
-        whole: decodes the picture at its own size.
-    """
-
-    pixels: Tensor
-    scale: float
-    whole: Callable[[], Tensor]
+    pixels: Tensor  #: (1 or 3, H, W), as ``decode`` returns them
+    scale: float  #: how many of the picture's own pixels each of these is wide
+    whole: Callable[[], Tensor]  #: decodes the picture at its own size
 
 
 def decode(image: Image) -> Tensor:
@@ -114,29 +103,18 @@ def open_photo(image: Image, enough: int | None = None) -> Photo:
             pixels = _from_tensor(image)
         elif isinstance(image, np.ndarray):
             pixels = _from_array(image)
-        elif isinstance(image, PIL.Image.Image):
-            pixels = _from_pil(image)
-        elif isinstance(image, str) and is_url(image):
-            raise TypeError(
-                "an image must be a path, not a URL: download it first, or give its bytes "
-                "(urllib.request.urlopen(url).read())"
-            )
-        elif isinstance(image, str) and len(image) > 4096:  # no path is so long
-            raise TypeError("an image must be a path, not base64: give base64.b64decode(text)")
         else:
-            source = _read(image)
-            picture = _open(source)
-            scale = _reduce(picture, enough)
+            picture = image
+            if not isinstance(picture, PIL.Image.Image):
+                source = _read(picture)
+                picture = _open(source)
+                scale = _reduce(picture, enough)
             pixels = _from_pil(picture)
         if pixels.dtype == torch.uint16 and (brightest := int(pixels.numpy().max())) < _DARK:
             dark = f"brightest pixel {brightest}, white 65535: multiply those of 12 bits by 16"
             warnings.warn(name + dark, stacklevel=3)  # the public function's caller
 
-        def whole() -> Tensor:
-            with named(image):
-                return decode(source) if scale > 1 else pixels
-
-        return Photo(pixels, scale, whole)
+        return Photo(pixels, scale, partial(decode, source) if scale > 1 else lambda: pixels)
 
 
 def _reduce(image: PIL.Image.Image, enough: int | None) -> float:
@@ -159,11 +137,13 @@ def _read(image: str | os.PathLike[str] | bytes | BinaryIO) -> bytes:
     """What the file holds, up to one byte more than it may."""
     if isinstance(image, bytes | bytearray | memoryview):
         return bytes(image)
+    if isinstance(image, str) and is_url(image):
+        give = "download it first, or give its bytes (urllib.request.urlopen(url).read())"
+        raise TypeError(f"an image must be a path, not a URL: {give}")
+    if isinstance(image, str) and len(image) > 4096:  # no path is so long
+        raise TypeError("an image must be a path, not base64: give base64.b64decode(text)")
     if isinstance(image, str | os.PathLike):
-        path = Path(image)
-        if path.exists() and not path.is_file():  # opening a FIFO that nobody writes to would hang
-            raise ValueError("is a folder or a device, not an image file")
-        with path.open("rb") as file:
+        with Path(image).open("rb") as file:
             return file.read(MAX_BYTES + 1)
     if not hasattr(image, "read"):
         kinds = "a path, bytes, an open binary file, a PIL image, a numpy array or a torch tensor"
@@ -209,17 +189,17 @@ def _open(data: bytes) -> PIL.Image.Image:
 
 def _from_pil(image: PIL.Image.Image) -> Tensor:
     check_size(image.height, image.width, _kind(image))
-    if _is_scrambled(image):
+    if _may_be_misread(image):
         raise ValueError("a TIFF whose separate planes would be misread; save it interleaved")
 
     def strip(rows: slice) -> np.ndarray[Any, Any]:
-        part = np.asarray(remove_alpha(image.crop((0, rows.start, image.width, rows.stop))))
+        part = np.asarray(_remove_alpha(image.crop((0, rows.start, image.width, rows.stop))))
         return part if white is None else np.float32(part) / np.float32(white)
 
     try:
         image.load()
         white = _max_value(image)
-        turn = orientation(image)
+        turn = _orientation(image)
         like = strip(slice(0, 1))
         size = image.size if turn >= 5 else image.size[::-1]
         upright = np.empty((*size, *like.shape[2:]), like.dtype)
@@ -238,20 +218,15 @@ def _kind(image: PIL.Image.Image) -> str:
     return "progressive JPEG" if image.info.get("progressive") else image.format or "picture"
 
 
-def _is_scrambled(image: PIL.Image.Image) -> bool:
-    """Whether Pillow, without a word, misreads the separate planes of a TIFF: of compressed ones
-    alpha and LAB, of others what is not plain bytes (it cuts "RGB;16B" to a letter a plane)."""
+def _may_be_misread(image: PIL.Image.Image) -> bool:
+    """Whether this is a TIFF of separate planes, but for plain gray and RGB bytes: many of the
+    others Pillow decodes to other pixels without a word."""
     tags: Any = getattr(image, "tag_v2", {})
-    if tags.get(284) != 2:  # the planar configuration
-        return False
-    if image.info.get("compression") != "raw":
-        return image.mode in ("LA", "PA", "LAB") or (image.mode == "RGBA" and 338 not in tags)
-    if (bits := max(tags.get(258, (1,)))) > 8:
-        return bits == 16 or bool(tags.prefix == b"MM")
-    return tags.get(266) == 2 or tags.get(262, 0) in (0, 8)  # bits from the right; white 0, LAB
+    plain = image.mode in ("L", "RGB") and tags.get(262) in (1, 2) and set(tags.get(258, ())) == {8}
+    return tags.get(284) == 2 and not plain
 
 
-def orientation(image: PIL.Image.Image) -> int:
+def _orientation(image: PIL.Image.Image) -> int:
     """EXIF's, 1 to 8; 1 is upright."""
     try:
         value = image.getexif().get(0x0112, 1)
@@ -262,7 +237,7 @@ def orientation(image: PIL.Image.Image) -> int:
     return int(value) if value in range(1, 9) else 1
 
 
-def remove_alpha(image: PIL.Image.Image) -> PIL.Image.Image:
+def _remove_alpha(image: PIL.Image.Image) -> PIL.Image.Image:
     """The image in mode 1, L, RGB, I, F or one of the I;16 modes, on white if it has alpha."""
     import PIL.Image
 
@@ -288,7 +263,7 @@ def _max_value(image: PIL.Image.Image) -> float | None:
 def _from_array(array: np.ndarray[Any, Any]) -> Tensor:
     dtype = array.dtype.newbyteorder("=") if array.dtype.kind != "f" else np.dtype(np.float32)
     if dtype not in (np.bool_, np.uint8, np.uint16, np.float32):
-        raise ValueError(_DTYPES)
+        raise ValueError(f"pixels must be uint8, uint16, bool or float, not {dtype}")
     with np.errstate(over="ignore", invalid="ignore"):
         x = torch.from_numpy(np.require(array, dtype, ["C", "W"]))
     return _from_tensor(x.permute(2, 0, 1) if x.ndim == 3 else x)
@@ -296,13 +271,10 @@ def _from_array(array: np.ndarray[Any, Any]) -> Tensor:
 
 def _from_tensor(x: Tensor) -> Tensor:
     """(H, W) or (1 to 4, H, W) to (1 or 3, H, W), without alpha, all floats in [0, 1]."""
-    if x.ndim == 2:
-        x = x[None]
+    x = x[None] if x.ndim == 2 else x
     if x.ndim != 3 or x.shape[0] not in (1, 2, 3, 4):
         raise ValueError("must be HxW, HxWxC (numpy) or CxHxW (torch), with C from 1 to 4")
     check_size(*x.shape[1:])
-    if x.layout != torch.strided or x.is_meta:
-        raise ValueError("must be a dense tensor with values")
     x = x.detach().cpu()
     if x.dtype == torch.bool:
         x = x.to(torch.uint8) * 255
@@ -314,7 +286,7 @@ def _from_tensor(x: Tensor) -> Tensor:
         if low < 0 or high > 1:  # a copy of a large one costs memory
             x = x.clamp(0, 1)
     elif x.dtype not in (torch.uint8, torch.uint16):
-        raise ValueError(_DTYPES)
+        raise ValueError(f"pixels must be uint8, uint16, bool or float, not {x.dtype}")
     if len(x) in (1, 3):
         return x
     white, shown = max_value(x.dtype), torch.empty_like(x[:-1])
