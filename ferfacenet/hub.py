@@ -145,8 +145,9 @@ def load_pretrained(
             f"({', '.join(registry)}) and no Hub id like 'org/repo'; "
             + (f"did you mean {near[0]!r}?" if near else "correct it")
         )
-    options = (cache_dir, local_files_only, token)
-    return _load_from_hub(base, revision, sha256, options).to(device)
+    cache_dir = Path(cache_dir) if cache_dir else None
+    options = {"cache_dir": cache_dir, "local_files_only": local_files_only, "token": token}
+    return _load_from_hub(base, revision, sha256, **options).to(device)
 
 
 def pick_device(device: str | torch.device) -> torch.device:
@@ -163,17 +164,17 @@ def pick_device(device: str | torch.device) -> torch.device:
 
 
 def _load_from_hub(
-    repo: str, revision: str | None, sha256: str | None, options: tuple[Any, bool, Any]
+    repo: str, revision: str | None, sha256: str | None, **options: Any
 ) -> ImprovedVGG19:
     remedy = f"try again for a fresh copy, or tell the owners of {repo}"
-    fetched = [_download(repo, CONFIG_FILE, revision, options)]
+    fetched = [_download(repo, CONFIG_FILE, revision, **options)]
     try:
         config = read_config(fetched[0], sha256, remedy)
         # snapshots/<commit>/config.json: both files of one commit, even if a branch moves.
-        fetched.append(_download(repo, WEIGHTS_FILE, fetched[0].parent.name, options))
+        fetched.append(_download(repo, WEIGHTS_FILE, fetched[0].parent.name, **options))
         return read_model(fetched[1], config, remedy)
     except DamagedError:
-        for path in fetched:  # what the snapshot names, and the blob, unless it is elsewhere
+        for path in fetched:  # the snapshot's link, and what it names if that is in the cache too
             cache, blob = path.parents[3].resolve(), path.resolve()
             with contextlib.suppress(OSError):
                 path.unlink()
@@ -182,12 +183,15 @@ def _load_from_hub(
         raise
 
 
-def _download(repo: str, file: str, revision: str | None, options: tuple[Any, bool, Any]) -> Path:
+def _download(
+    repo: str, file: str, revision: str | None,
+    cache_dir: Path | None, local_files_only: bool, token: str | bool | None,
+) -> Path:  # fmt: skip
+    """Where the file is in the cache, or after a download; a WeightsError with what mends it."""
     from huggingface_hub import constants, errors, hf_hub_download, try_to_load_from_cache
 
-    cache_dir, local_files_only, token = options
     try:
-        # hf_hub_download may ask the Hub (for its user agent) even for what is in the cache.
+        # Even for what is in the cache, hf_hub_download may ask the Hub what to call itself.
         if local_files_only or re.fullmatch("[0-9a-f]{40}", revision or ""):
             found = try_to_load_from_cache(repo, file, cache_dir, revision)
             if isinstance(found, str):
@@ -196,8 +200,8 @@ def _download(repo: str, file: str, revision: str | None, options: tuple[Any, bo
                 raise errors.LocalEntryNotFoundError("local_files_only is set")
         found = hf_hub_download(repo, file, revision=revision, cache_dir=cache_dir, token=token)
         return Path(found)
-    except Exception as error:  # not only the client's own, which lets its transport's through
-        # It says "not in the cache" of a refusal too, which it keeps as the cause.
+    except Exception as error:  # the client's own, and those of its transport
+        # Of a refusal the client says "not in the cache", and keeps it as the cause.
         cause = error.__cause__ if isinstance(error.__cause__, errors.HfHubHTTPError) else error
         page, cache = f"{constants.ENDPOINT}/{repo}", cache_dir or constants.HF_HUB_CACHE
         login = "pass token=... or set HF_TOKEN"
