@@ -81,7 +81,7 @@ def predict_faces(
     if not is_one(images):
         many: Iterable[Any] = images  # type: ignore[assignment]
         read = read_all(model, find_ahead(many, limits, device_of(model)), tta, precision)
-        return _results(read, errors)
+        return (result(faces, index, errors) for index, faces in enumerate(read))
     try:
         photo = open_photo(images, enough_pixels(limits))  # type: ignore[arg-type]
     except UNREADABLE:
@@ -90,14 +90,6 @@ def predict_faces(
         return None
     (faces,) = find_faces([photo], limits, device_of(model))
     return read_faces(model, faces, tta, precision)
-
-
-def _results(
-    read: Generator[list[Face] | Exception, None, None], errors: Errors
-) -> Generator[list[Face] | None, None, None]:
-    with closing(read):
-        for position, faces in enumerate(read):
-            yield result(faces, position, errors)
 
 
 def find_ahead(
