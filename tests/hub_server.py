@@ -25,14 +25,12 @@ import yaml
 @dataclass
 class Fault:
     """What is wrong with one answer: another status, headers on top, other bytes as the body, or
-    only so many of them (``cut``), after which it waits for the ``gate`` if there is one."""
+    only so many of them (``cut``)."""
 
     status: int | None = None
     headers: dict[str, str] = field(default_factory=dict)
     body: bytes | None = None
     cut: int | None = None
-    gate: threading.Event | None = None
-    reached: threading.Event = field(default_factory=threading.Event)
 
 
 @dataclass
@@ -135,10 +133,6 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(body[: fault.cut])
-            fault.reached.set()
-            if fault.gate:
-                fault.gate.wait(60)
-                self.wfile.write(body[fault.cut :])
         raise _AnsweredError
 
     def send_json(self, value: object, status: int = 200) -> None:

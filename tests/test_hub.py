@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
-import subprocess
-import sys
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import assert_whole, flip, full_disk, python_path, run
+from conftest import assert_whole, flip, full_disk, run
 from hub_server import Fault, HubServer
 
 from ferfacenet import ImprovedVGG19, WeightsError, hub, load_pretrained, save_pretrained
@@ -101,12 +97,12 @@ def test_list_pretrained() -> None:
     assert load_pretrained().categories == listed["fer2013"].categories == FER2013_CATEGORIES
 
 
-@pytest.mark.parametrize("file", [CONFIG_FILE, WEIGHTS_FILE])
-def test_a_changed_byte_in_the_bundle(file: str, bundle: Path) -> None:
-    path = bundle / "fer2013" / file
-    path.write_bytes(flip(path.read_bytes(), path.stat().st_size // 2))
-    with pytest.raises(WeightsError, match="sha256.*reinstall"):
-        load_pretrained("fer2013")
+def test_a_changed_byte_in_the_bundle(bundle: Path) -> None:
+    for file in (WEIGHTS_FILE, CONFIG_FILE):
+        path = bundle / "fer2013" / file
+        path.write_bytes(flip(path.read_bytes(), path.stat().st_size // 2))
+        with pytest.raises(WeightsError, match=f"{file}: its sha256.*reinstall"):
+            load_pretrained("fer2013")
 
 
 def test_missing_bundled_weights_are_never_downloaded(bundle: Path, server: HubServer) -> None:
@@ -139,39 +135,31 @@ print('huggingface_hub' in sys.modules)
 
 @pytest.mark.parametrize(
     "name",
-    ["fer2014", "", "./nowhere", "runs/best.safetensors", "a/b/c", "x" * 5000, "nul\0byte",
-     "a b/c", "https://huggingface.co/a/b", Path("nowhere/here"), Path("fer2013")],
-)  # fmt: skip
+    ["", "./nowhere", "runs/best.safetensors", "a/b/c", "x" * 5000, "nul\0byte", Path("fer2013")],
+)
 def test_name_that_is_nothing(name: Any, tmp_path: Path, monkeypatch: Patch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(WeightsError, match=r"no registered name \(fer2013"):
         load_pretrained(name)
     with pytest.raises(TypeError, match="must be a string or a path"):
         load_pretrained([name])  # type: ignore[arg-type]
+    for misspelt in ("fer2013small", "FER2013_Small"):
+        with pytest.raises(WeightsError, match=r"did you mean 'fer2013-small'\?$"):
+            load_pretrained(misspelt)
 
 
-@pytest.mark.skipif(torch.accelerator.is_available(), reason="has a GPU")
-@pytest.mark.parametrize(("name", "of"), [("cuda", torch.cuda), ("mps", torch.backends.mps)])
-def test_auto_would_be_a_gpu(name: str, of: Any, monkeypatch: Patch) -> None:
-    assert hub.pick_device("auto").type == "cpu"
-    monkeypatch.setattr(of, "is_available", lambda: True)
-    with pytest.raises(ValueError, match=f"no device '{name}' here"):
-        hub.pick_device("auto")
-
-
-def test_devices() -> None:
+def test_devices(monkeypatch: Patch) -> None:
     there = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     assert load_pretrained("fer2013-small", device="auto").mean.device.type == there.type
     for name in ("gpu", "cuda:99", "xpu", "", None):
         with pytest.raises(ValueError, match="^no device .* here .*; use 'cpu' or 'auto'$") as said:
             load_pretrained(device=name)  # type: ignore[arg-type]
         assert len(str(said.value)) < 150
-
-
-@pytest.mark.parametrize("name", ["fer2013small", "FER2013_Small", "fer-2013-small"])
-def test_a_misspelt_name(name: str) -> None:
-    with pytest.raises(WeightsError, match=r"did you mean 'fer2013-small'\?$"):
-        load_pretrained(name)
+    if there.type == "cpu":
+        for name, backend in (("mps", torch.backends.mps), ("cuda", torch.cuda)):
+            monkeypatch.setattr(backend, "is_available", lambda: True)
+            with pytest.raises(ValueError, match=f"no device '{name}' here"):
+                hub.pick_device("auto")
 
 
 def test_a_folder_of_a_registered_name(
@@ -261,14 +249,11 @@ def test_private_gated_and_missing(server: HubServer, files: Files, loads: Loads
         load_pretrained("tester/other")
 
 
-def test_the_config_of_something_else_is_kept_and_no_weights_fetched(
-    server: HubServer, tmp_path: Path
-) -> None:
+def test_no_weights_are_fetched_for_the_config_of_something_else(server: HubServer) -> None:
     server.add(REPO, {CONFIG_FILE: b'{"model_type": "bert"}'})
     with pytest.raises(WeightsError, match="unexpected .*model_type.*owners"):
         load_pretrained(REPO)
     assert seen(server) == [("HEAD", CONFIG_FILE), ("GET", CONFIG_FILE)]
-    assert len(list(tmp_path.rglob("blobs/*"))) == 1
 
 
 @pytest.mark.parametrize("name", ["HUGGINGFACE_CO_URL_TEMPLATE", "HF_HUB_OFFLINE"])
@@ -285,8 +270,7 @@ def test_no_network(name: str, server: HubServer, loads: Loads, monkeypatch: Pat
     loads(REPO)  # the cached copy serves
 
 
-@pytest.mark.parametrize("method", ["HEAD", "GET"])
-@pytest.mark.parametrize("status", [401, 403, 404, 429, 500, 503])
+@pytest.mark.parametrize(("method", "status"), [("HEAD", 403), ("GET", 404), ("GET", 503)])
 def test_refusals(
     status: int, method: str, server: HubServer, tmp_path: Path, loads: Loads
 ) -> None:
@@ -301,8 +285,6 @@ def test_refusals(
 
 FAULTS: dict[str, Callable[[bytes], list[Fault]]] = {
     "cut for ever": lambda data: [Fault(cut=0)] * 20,
-    "shorter": lambda data: [Fault(body=data[:100])] * 20,
-    "empty": lambda data: [Fault(body=b"")] * 20,
     "longer": lambda data: [Fault(body=data + bytes(1000))],
     "last byte": lambda data: [Fault(body=flip(data, -1))],
 }
@@ -323,57 +305,32 @@ def test_damaged_downloads(
 
 
 @pytest.mark.parametrize("file", [CONFIG_FILE, WEIGHTS_FILE])
-def test_damage_in_the_cache_is_removed(
+def test_damage_in_the_cache_is_removed_and_nothing_outside(
     file: str, server: HubServer, tmp_path: Path, files: Files, loads: Loads
 ) -> None:
     load_pretrained(REPO)
-    next(tmp_path.rglob(f"blobs/{sha256(files[file])}")).write_bytes(b"")
-    with pytest.raises(WeightsError, match="(sha256|JSON).*try again"):
-        load_pretrained(REPO, local_files_only=True)
-    assert_nothing_half_written(tmp_path)
-    loads(REPO)
+    blob = next(tmp_path.rglob(f"blobs/{sha256(files[file])}"))
+    link, elsewhere = next(tmp_path.rglob(f"snapshots/*/{file}")), tmp_path / "elsewhere"
+    elsewhere.write_bytes(b"of no use")
+
+    def lead_elsewhere() -> None:
+        link.unlink()
+        link.symlink_to(elsewhere)
+
+    for damage in (lambda: blob.write_bytes(b""), lead_elsewhere):
+        damage()
+        with pytest.raises(WeightsError, match="(sha256|JSON).*try again"):
+            load_pretrained(REPO, local_files_only=True)
+        assert_nothing_half_written(tmp_path)
+        loads(REPO)
+    assert elsewhere.exists()
 
 
-@pytest.mark.parametrize("file", [CONFIG_FILE, WEIGHTS_FILE])
-@pytest.mark.parametrize("place", ["elsewhere", "cache/blobs/ab"])
-def test_only_what_is_in_the_cache_is_removed(
-    place: str, file: str, server: HubServer, tmp_path: Path, files: Files, loads: Loads
-) -> None:
-    """Of a file that the cache links to, from its snapshot or, as newer clients share blobs between
-    repositories, from its blobs."""
-    load_pretrained(REPO)
-    in_cache = place.startswith("cache")
-    pattern = f"blobs/{sha256(files[file])}" if in_cache else f"snapshots/*/{file}"
-    link, target = next(tmp_path.rglob(pattern)), tmp_path / place / "something"
-    target.parent.mkdir(parents=True)
-    target.write_bytes(b"of no use")
-    link.unlink()
-    link.symlink_to(target)
-    with pytest.raises(WeightsError, match="try again"):
-        load_pretrained(REPO)
-    assert target.exists() != in_cache
-    loads(REPO)
-
-
-@pytest.mark.parametrize("file", [CONFIG_FILE, WEIGHTS_FILE])
-def test_an_empty_etag(file: str, server: HubServer, loads: Loads) -> None:
-    """By which the client takes its folder of blobs for the file."""
-    for method in ("HEAD", "GET"):
-        server.fail(method, file, Fault(headers={"ETag": '""'}))
-    with pytest.raises(WeightsError, match=f"{file}: it is no file.*try again"):
-        load_pretrained(REPO)
-    server.clear()
-    loads(REPO)
-
-
-def test_full_disk_and_read_only_cache(server: HubServer, tmp_path: Path, loads: Loads) -> None:
+def test_full_disk(server: HubServer, tmp_path: Path, loads: Loads) -> None:
     with full_disk(), pytest.raises(WeightsError, match=f"make room in {tmp_path}.*cache_dir="):
         load_pretrained(REPO)
     assert_nothing_half_written(tmp_path)
     loads(REPO)
-    if Path("/sys").is_dir():  # where even root cannot write
-        with pytest.raises(WeightsError, match="make room in /sys/nowhere.*HF_HOME"):
-            load_pretrained(REPO, cache_dir="/sys/nowhere")
 
 
 @pytest.fixture
@@ -404,30 +361,3 @@ def test_registered_name_with_a_revision_or_as_an_id_asks_the_hub(
     for name in ("other@main", f"{published}@main"):
         with pytest.raises(WeightsError, match=r"config\.json: its sha256"):
             load_pretrained(name)
-
-
-def start(server: HubServer, home: Path, **more: str) -> subprocess.Popen[str]:
-    code = f"import ferfacenet; print(ferfacenet.load_pretrained({REPO!r}).temperature.item())"
-    environment = {"HF_ENDPOINT": server.url, "HF_HOME": str(home), "PYTHONPATH": python_path()}
-    return subprocess.Popen(
-        [sys.executable, "-c", code], env=os.environ | environment | more, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
-
-
-def test_environment_variables(server: HubServer, tmp_path: Path, loads: Loads) -> None:
-    server.repos[REPO].token = "hf_secret"
-    out, err = start(server, tmp_path, HF_TOKEN="hf_secret").communicate(timeout=60)
-    assert out == "1.25\n", err
-    loads(REPO, cache_dir=tmp_path / "hub", local_files_only=True)
-
-
-def test_kill_in_the_middle_of_a_download(server: HubServer, tmp_path: Path, loads: Loads) -> None:
-    fault = Fault(cut=100_000, gate=threading.Event())
-    server.fail("GET", WEIGHTS_FILE, fault)
-    process = start(server, tmp_path)
-    assert fault.reached.wait(60)
-    process.kill()
-    process.communicate()
-    fault.gate.set()
-    loads(REPO, cache_dir=tmp_path / "hub")

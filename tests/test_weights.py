@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
-from conftest import PEAK, assert_whole, flip, full_disk, run
+from conftest import PEAK, assert_whole, full_disk, run
 from safetensors import safe_open
 from torch import Tensor, distributed, nn
 from torch.nn.utils import prune
@@ -106,13 +106,6 @@ def test_what_is_written(saved: Path, whole: dict[str, Tensor]) -> None:
     assert (saved / WEIGHTS_FILE).stat().st_size < 2.2 * sum(t.numel() for t in tensors.values())
 
 
-def test_saving_twice_gives_the_same_bytes(saved: Path, tmp_path: Path) -> None:
-    save_pretrained(load_pretrained(saved), tmp_path, metrics=METRICS, trained_on="noise")
-    for name in (CONFIG_FILE, WEIGHTS_FILE):
-        assert (tmp_path / name).read_bytes() == (saved / name).read_bytes()
-    assert sorted(path.name for path in tmp_path.iterdir()) == [CONFIG_FILE, WEIGHTS_FILE]
-
-
 def test_every_way_to_name_a_local_copy(
     folder: Path, whole: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -148,23 +141,16 @@ def test_loading_draws_no_random_number_and_asks_no_default(
     [
         ({"format_version": 2, "new": 1}, "format_version is 2; this version reads 1"),
         ({"mean": ..., "std": ...}, "missing .*'mean' and 'std'"),
-        ({"new_color": 1}, "unexpected .*'new_color'"),
         ({"architecture": "VGG16"}, "architecture is 'VGG16'"),
         ({"mean": "0.5"}, "mean is '0.5'"),
-        ({"mean": float("nan")}, "mean is nan"),
-        ({"std": 0}, "std is 0"),
         ({"temperature": -1.0}, r"temperature is -1\.0"),
         ({"levels": 2}, "levels is 2"),
-        ({"levels": float("nan")}, "levels is nan"),
-        ({"levels": None}, "levels is None"),
         ({"categories": "anger"}, "categories is .*'a', 'n'.*not 7"),
-        ({"categories": [[1], 2, 3, 4, 5, 6, 7]}, "categories is .*not 7"),
         ({"categories": ["a"] * 7}, "categories is .*not 7"),
         ({"categories": ["\x1b[31mred", *FER2013_CATEGORIES[1:]]}, "categories is .*not 7"),
         ({"model_args": []}, "model_args is \\[\\]"),
         ({"pool": ...}, "model_args .*pool"),
         ({"new\x1b[2J": 1}, r"unexpected .*'new\\x1b\[2J'"),
-        ({"new" + "x" * 100_000: 1}, "unexpected"),
     ],
 )
 def test_config_that_is_not_as_it_must_be(
@@ -187,7 +173,7 @@ def test_a_config_without_levels_has_none(folder: Path, whole: dict[str, Tensor]
     assert_whole(load_pretrained(folder), whole)
 
 
-@pytest.mark.parametrize("text", [b"", b"[]", b"null", b"\xff\xfe", b"[" * 100_000])
+@pytest.mark.parametrize("text", [b"", b"[]", b"\xff\xfe", b"[" * 100_000])
 def test_config_that_is_no_json_object(text: bytes, folder: Path) -> None:
     (folder / CONFIG_FILE).write_bytes(text)
     with pytest.raises(WeightsError, match=r"config\.json: (it is no JSON|.* missing)"):
@@ -199,14 +185,8 @@ def test_config_that_is_no_json_object(text: bytes, folder: Path) -> None:
     [
         ({"pool": "min"}, "pool must be"),
         ({"dropout": 1.5}, "dropout"),
-        ({"in_channels": 0}, "in_channels must be"),
-        ({"in_channels": "1"}, "'str'"),
-        ({"in_channels": 3}, r"features\.0\.weight"),
-        ({"width": 0}, "width must be"),
         ({"width": 0.25}, r"features\.0\.weight"),
         ({"hidden_features": 12}, r"Missing key.*classifier\.0\.weight"),
-        ({"hidden_features": 10**13}, "Missing key"),
-        ({"num_classes": 2, "categories": ["a", "b"]}, r"classifier\.weight"),
     ],
 )
 def test_model_args_that_do_not_fit(changes: dict[str, Any], message: str, folder: Path) -> None:
@@ -221,10 +201,8 @@ def test_model_args_that_do_not_fit(changes: dict[str, Any], message: str, folde
         (lambda t: t.pop("features.0.bias"), r"Missing key.*features\.0\.bias"),
         (lambda t: t.update({"ex\x1btra": torch.ones(1)}), r"Unexpected key.*ex\\x1btra"),
         (lambda t: t.update({"classifier.bias": torch.ones(1)}), r"classifier\.bias.*\[1\]"),
-        (lambda t: t.clear(), "Missing key"),
         (lambda t: t["features.0.weight"][3].fill_(torch.nan), r"features\.0\.weight .*not finite"),
         (lambda t: t.update({"classifier.bias": Tensor([2e38] * 7).double() * 9}), "finite"),
-        (lambda t: t["features.1.running_mean"].fill_(-torch.inf), r"1\.running_mean .*not finite"),
         (lambda t: t["features.1.running_var"][:1].fill_(-1e-9), r"1\.running_var .*below 0"),
     ],
 )
@@ -243,11 +221,8 @@ def test_keys_shapes_and_values_match_strictly(
     "damage",
     [
         lambda data: data[:-1],
-        lambda data: data[:5000],
         lambda data: b"",
-        lambda data: data + b"\0",
         lambda data: (2**63).to_bytes(8, "little") + data[8:],
-        lambda data: flip(data, 200),
     ],
 )
 def test_damaged_and_strange_files(damage: Callable[[bytes], bytes], folder: Path) -> None:
@@ -262,21 +237,13 @@ def test_damaged_and_strange_files(damage: Callable[[bytes], bytes], folder: Pat
 
 
 @pytest.mark.timeout(60)
-@pytest.mark.parametrize("name", [CONFIG_FILE, WEIGHTS_FILE])
-@pytest.mark.parametrize(
-    "make",
-    [
-        os.mkfifo,
-        Path.mkdir,
-        lambda path: path.symlink_to("/dev/zero"),
-    ],
-    ids=["FIFO", "folder", "device"],
-)
-def test_what_is_no_file(make: Callable[[Path], Any], name: str, folder: Path) -> None:
-    (folder / name).unlink()
-    make(folder / name)
-    with pytest.raises(WeightsError, match=rf"^{folder / name}: it is no file"):
-        load_pretrained(folder)
+@pytest.mark.parametrize("make", [os.mkfifo, Path.mkdir], ids=["FIFO", "folder"])
+def test_what_is_no_file(make: Callable[[Path], Any], folder: Path) -> None:
+    for name in (WEIGHTS_FILE, CONFIG_FILE):
+        (folder / name).unlink()
+        make(folder / name)
+        with pytest.raises(WeightsError, match=rf"^{folder / name}: it is no file"):
+            load_pretrained(folder)
 
 
 @pytest.mark.parametrize("name", ["weights.pt", "weights", WEIGHTS_FILE])
@@ -305,21 +272,22 @@ def group(tmp_path: Path) -> Iterator[None]:
 
 
 WRAPPERS: dict[str, Callable[[nn.Module], Any]] = {
-    "DataParallel": nn.DataParallel,
+    "none": lambda model: model,
     "DistributedDataParallel": nn.parallel.DistributedDataParallel,
-    "AveragedModel": AveragedModel,
-    "compile": torch.compile,
     "several": lambda model: AveragedModel(nn.DataParallel(torch.compile(model))),
 }
 
 
 @pytest.mark.parametrize("kind", WRAPPERS)
-def test_a_model_in_a_wrapper(kind: str, group: None, saved: Path, tmp_path: Path) -> None:
+def test_saving_twice_gives_the_same_bytes_also_in_a_wrapper(
+    kind: str, group: None, saved: Path, tmp_path: Path
+) -> None:
     model = WRAPPERS[kind](load_pretrained(saved))
     assert isinstance(unwrap(model), ImprovedVGG19)
-    save_pretrained(model, tmp_path, metrics=METRICS, trained_on="noise")
+    save_pretrained(model, tmp_path / "copy", metrics=METRICS, trained_on="noise")
     for name in (CONFIG_FILE, WEIGHTS_FILE):
-        assert (tmp_path / name).read_bytes() == (saved / name).read_bytes()
+        assert (tmp_path / "copy" / name).read_bytes() == (saved / name).read_bytes()
+    assert len(list((tmp_path / "copy").iterdir())) == 2
 
 
 def test_other_models_cannot_be_saved(saved: Path, tmp_path: Path) -> None:
@@ -344,33 +312,27 @@ def test_other_models_cannot_be_saved(saved: Path, tmp_path: Path) -> None:
 
 def test_saving_refuses_what_could_not_be_loaded(tmp_path: Path) -> None:
     model = ImprovedVGG19(3, width=0.125)
-    with pytest.raises(ValueError, match=r"model\.categories is empty"):
-        save_pretrained(model, tmp_path)
-    model.categories = ("a", "b")
-    with pytest.raises(ValueError, match="categories"):
-        save_pretrained(model, tmp_path)
-    model.categories = ("a", "b", "c")
-    with pytest.raises(ValueError, match="dtype must be"):
-        save_pretrained(model, tmp_path, dtype=torch.float64)
-    model.mean.fill_(float("nan"))
-    with pytest.raises(ValueError, match="mean is nan"):
-        save_pretrained(model, tmp_path)
-    model.mean.fill_(0.5)
-    model.levels.fill_(2)
-    with pytest.raises(ValueError, match=r"levels is 2\.0"):
-        save_pretrained(model, tmp_path)
-    model.levels.fill_(0)
     with torch.no_grad():
         model.classifier.weight[0, 0] = 1e5
-    with pytest.raises(ValueError, match=r"classifier\.weight has values that are not finite"):
-        save_pretrained(model, tmp_path)
+
+    def assert_refused(message: str, **settings: Any) -> None:
+        with pytest.raises(ValueError, match=message):
+            save_pretrained(model, tmp_path, **settings)
+
+    assert_refused(r"model\.categories is empty")
+    model.categories = ("a", "b")
+    assert_refused("categories", dtype=torch.float32)
+    model.categories = ("a", "b", "c")
+    assert_refused("dtype must be", dtype=torch.float64)
+    assert_refused(r"classifier\.weight has values that are not finite")
+    assert_refused("not JSON compliant", dtype=torch.float32, metrics={"loss": float("nan")})
+    model.mean.fill_(float("nan"))
+    assert_refused("mean is nan", dtype=torch.float32)
+    model.mean.fill_(0.5)
     head = model.classifier
-    model.classifier = torch.nn.Sequential(torch.nn.Linear(64, 8), torch.nn.Linear(8, 3))
-    with pytest.raises(ValueError, match="layers are not those of"):
-        save_pretrained(model, tmp_path)
+    model.classifier = nn.Sequential(nn.Linear(64, 8), nn.Linear(8, 3))
+    assert_refused("layers are not those of")
     model.classifier = head
-    with pytest.raises(ValueError, match="not JSON compliant"):
-        save_pretrained(model, tmp_path, dtype=torch.float32, metrics={"loss": float("nan")})
     assert list(tmp_path.iterdir()) == []
     metrics: Any = {"accuracy": torch.tensor(0.5)}
     save_pretrained(model, tmp_path, dtype=torch.float32, metrics=metrics)
