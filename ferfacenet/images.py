@@ -69,11 +69,11 @@ def describe(image: object) -> str:
 
 @contextmanager
 def named(image: object) -> Iterator[str]:
-    """Let a ValueError, or a warning that Python makes an error of, begin with the image's name."""
+    """Let a ValueError begin with the image's name."""
     name = f"{describe(image)}: "
     try:
         yield name
-    except (ValueError, Warning) as error:
+    except ValueError as error:
         raise ValueError(name + str(error).removeprefix(name)) from error
 
 
@@ -230,8 +230,6 @@ def _orientation(image: PIL.Image.Image) -> int:
     """EXIF's, 1 to 8; 1 is upright."""
     try:
         value = image.getexif().get(0x0112, 1)
-    except Warning:  # where these are errors, a picture must not lie on its side without one
-        raise
     except Exception:  # a broken EXIF block leaves the picture readable
         return 1
     return int(value) if value in range(1, 9) else 1

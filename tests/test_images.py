@@ -5,8 +5,6 @@ from __future__ import annotations
 import io
 import os
 import re
-import struct
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,9 +16,9 @@ from conftest import encoded
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from PIL import Image, PngImagePlugin
+from PIL import Image, PngImagePlugin, TiffImagePlugin
 
-from ferfacenet import ImprovedVGG19, images, predict_proba, preprocess
+from ferfacenet import images, preprocess
 from ferfacenet.images import decode, describe, suffixes
 from ferfacenet.transforms import max_value
 
@@ -72,7 +70,6 @@ def rgb_ways(folder: Path) -> dict[str, Any]:
         "numpy uint8": RGB, "numpy uint16": wide, "numpy big-endian": wide.astype(">u2"),
         **{f"numpy {kind}": (RGB / 255).astype(kind) for kind in ("f2", "f4", "f8", ">f4", "g")},
         "numpy HxWx4": opaque, "numpy float HxWx4": opaque / np.float32(255),
-        "numpy Fortran order": np.asfortranarray(RGB),
         "numpy negative strides": RGB[::-1, ::-1].copy()[::-1, ::-1],
         "torch uint8": chw, "torch uint8 contiguous": chw.contiguous(),
         "torch uint16": torch.from_numpy(wide).permute(2, 0, 1),
@@ -124,17 +121,6 @@ def test_every_way_of_giving_a_picture_agrees(tmp_path: Path) -> None:
         assert_shows(same, bits * np.uint8(255), steps=0)
 
 
-def test_eight_bits_of_other_colour_spaces_are_nearly_it() -> None:
-    from PIL import ImageCms
-
-    image = Image.fromarray(RGB)
-    to_lab = ImageCms.buildTransform(
-        ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), "RGB", "LAB"
-    )
-    for same in (ImageCms.applyTransform(image, to_lab), image.convert("YCbCr")):
-        assert (read_image(same) - read_image(RGB)).abs().mean() < 2 * STEP
-
-
 def test_decode_keeps_integers_and_takes_no_memory_for_them() -> None:
     wide = torch.from_numpy(GRAY.astype(np.uint16) * 257)
     for image, dtype in ((RGB, torch.uint8), (wide, torch.uint16), (GRAY / 255, torch.float32)):
@@ -145,13 +131,12 @@ def test_decode_keeps_integers_and_takes_no_memory_for_them() -> None:
 
 
 def test_a_picture_of_several_strips_is_put_together_again() -> None:
-    large = picture(1100, 1900)
+    large = picture(700, 1600)
     exif = Image.Exif()
     exif[0x0112] = 6
     stored = Image.fromarray(np.rot90(large, 1))
-    for data in (encoded(stored, "TIFF", exif=exif), encoded(stored, compress_level=0, exif=exif)):
-        assert_shows(data, large, steps=0)
-    clear = np.zeros((1100, 1900, 1), np.uint8)
+    assert_shows(encoded(stored, "TIFF", exif=exif), large, steps=0)
+    clear = np.zeros((700, 1600, 1), np.uint8)
     clear[:, 900:] = 255
     rgba = np.dstack([large, clear])
     for same in (rgba, rgba / np.float32(255), Image.fromarray(rgba)):
@@ -277,19 +262,7 @@ def test_open_files_are_read_from_their_start_and_pipes_to_their_end(tmp_path: P
 
 
 def test_suffixes_are_those_of_the_formats_that_are_read() -> None:
-    assert {
-        ".jpg",
-        ".jpeg",
-        ".jfif",
-        ".jpe",
-        ".mpo",
-        ".png",
-        ".webp",
-        ".gif",
-        ".bmp",
-        ".tif",
-        ".ppm",
-    } <= suffixes()
+    assert {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".ppm"} <= suffixes()
     assert not suffixes() & {".jp2", ".eps", ".pdf", ".psd", ".heic"}
 
 
@@ -315,113 +288,40 @@ def test_heif_is_read_where_a_plugin_is_registered(monkeypatch: pytest.MonkeyPat
         read_image(data)
 
 
-def dark_pixels() -> np.ndarray[Any, Any]:
-    return (RGB.astype(np.uint16) << 4) | 15
-
-
-def torn_exif(turn: int) -> bytes:
-    """An EXIF block that says how the picture is turned, and whose next entry points past it."""
-    entries = struct.pack("<HHLHHHHLL", 0x0112, 3, 1, turn, 0, 0x010E, 2, 99, 9999)
-    return b"Exif\0\0II*\0\x08\0\0\0\x02\0" + entries + bytes(4)
-
-
 def test_pixels_of_a_camera_with_12_bits_get_a_warning_that_says_how_to_scale(
     tmp_path: Path,
 ) -> None:
-    pixels, path = dark_pixels(), tmp_path / "camera.png"
+    pixels, path = (RGB.astype(np.uint16) << 4) | 15, tmp_path / "camera.png"
     Image.fromarray(pixels[:, :, 0]).save(path)
     for same in (pixels, torch.from_numpy(pixels).permute(2, 0, 1), path):
-        text = (
-            f"{describe(same)}: brightest pixel 4095, white 65535: multiply those of 12 bits by 16"
-        )
-        with pytest.warns(UserWarning, match=f"^{re.escape(text)}$") as said:
+        text = f"{describe(same)}: brightest pixel 4095, white 65535: multiply those of 12 bits"
+        with pytest.warns(UserWarning, match=re.escape(text)) as said:
             preprocess(same, align=False)
         assert [warning.filename for warning in said] == [__file__]  # the caller's line
 
 
-@pytest.mark.filterwarnings("error")
-def test_where_warnings_are_errors_they_are_those_of_a_bad_image(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20000)  # of which Pillow warns
-    files = {
-        "dark.png": encoded(Image.fromarray(dark_pixels()[:, :, 0])),
-        "exif.png": encoded(Image.fromarray(RGB), exif=torn_exif(6)),
-        "exif.jpg": encoded(Image.fromarray(RGB), "JPEG", exif=torn_exif(6)),
-        "large.png": encoded(Image.fromarray(picture(150, 150))),
-    }
-    for name, data in files.items():
-        (tmp_path / name).write_bytes(data)
-    given = [*(tmp_path / name for name in files), *files.values(), dark_pixels()]
-    for image in given:
-        with pytest.raises(ValueError, match=re.escape(f"{describe(image)}: ")):
-            decode(image)
-    model = ImprovedVGG19(width=0.25)
-    assert predict_proba(model, given, align=False, errors="coerce").isnan().all()
+def planar_tiff(planes: np.ndarray[Any, Any], photometric: int) -> bytes:
+    """A TIFF of (C, H, W) planes, one strip each."""
+    count, height, width = planes.shape
+    size, tags = planes[0].nbytes, TiffImagePlugin.ImageFileDirectory_v2()
+    tags[256], tags[257], tags[258] = width, height, (8 * planes.itemsize,) * count
+    tags[262], tags[277], tags[278], tags[284] = photometric, count, height, 2
+    tags[273], tags[279] = tuple(index * size for index in range(count)), (size,) * count
+    return b"II*\0\x08\0\0\0" + tags.tobytes(8) + planes.tobytes()
 
 
-# --- TIFFs with separate planes ------------------------------------------------------------
-
-
-def tiff(
-    planes: np.ndarray[Any, Any], photometric: int, extra: tuple[int, ...] = (), *,
-    separate: bool, packed: bool = False, fill_order: int = 1,
-) -> bytes:  # fmt: skip
-    """A TIFF of (C, H, W) planes in two strips each, which are compressed if it is packed."""
-    (count, height, width), order = planes.shape, planes.dtype.newbyteorder("=") != planes.dtype
-    end, bits = "<>"[order], 8 * planes.itemsize
-    bands = list(planes) if separate else [planes.transpose(1, 2, 0)]
-    halves = (slice(0, height // 2), slice(height // 2, height))
-    strips = [band[rows].tobytes() for band in bands for rows in halves]
-    strips = [zlib.compress(strip) for strip in strips] if packed else strips
-    short, long = ("H", 3), ("L", 4)
-    tags = {
-        256: (short, [width]), 257: (short, [height]), 258: (short, [bits] * count),
-        259: (short, [8 if packed else 1]), 262: (short, [photometric]),
-        266: (short, [fill_order]), 273: (long, [0] * len(strips)), 277: (short, [count]),
-        278: (short, [height // 2]), 279: (long, [len(strip) for strip in strips]),
-        284: (short, [2 if separate else 1]), 338: (short, list(extra)),
-        339: (short, [{"u": 1, "i": 2, "f": 3}[planes.dtype.kind]] * count),
-    }  # fmt: skip
-    tags = {tag: value for tag, value in tags.items() if value[1]}
-    begin = 8 + 2 + 12 * len(tags) + 4 + 100  # the strips', after all values that have 4 bytes
-    tags[273] = (long, [begin + sum(map(len, strips[:i])) for i in range(len(strips))])
-    entries = values = b""
-    for tag, ((letter, code), numbers) in tags.items():
-        value = struct.pack(f"{end}{len(numbers)}{letter}", *numbers)
-        if len(value) > 4:
-            values += value
-            value = struct.pack(f"{end}L", begin - 100 + len(values) - len(value))
-        entries += struct.pack(f"{end}HHL", tag, code, len(numbers)) + value.ljust(4, b"\0")
-    start = struct.pack(f"{end}2sHLH", b"IIMM"[2 * order :][:2], 42, 8, len(tags))
-    return start + entries + bytes(4) + values.ljust(100, b"\0") + b"".join(strips)
-
-
-@pytest.mark.parametrize(
-    ("kind", "photometric", "extra", "options", "misread"),
-    [
-        ("3u1", 2, (), {}, False), ("3u1", 2, (), {"packed": True}, False),
-        ("1u1", 1, (), {}, False), ("1u1", 0, (), {}, True), ("1>f4", 1, (), {}, True),
-        ("3<u2", 2, (), {}, True), ("3>u2", 2, (), {}, True), ("3u1", 8, (), {}, True),
-        ("4u1", 2, (), {"packed": True}, True), ("2u1", 1, (2,), {"packed": True}, True),
-    ],
-)  # fmt: skip
-def test_tiffs_with_separate_planes_are_read_right_or_refused(
-    kind: str, photometric: int, extra: tuple[int, ...], options: dict[str, Any], misread: bool
-) -> None:
-    count, dtype = int(kind[0]), np.dtype(kind[1:])
-    random = np.random.default_rng(0)
-    high = 1 if dtype.kind == "f" else 256**dtype.itemsize
-    planes = (random.random((count, 40, 30)) * high).astype(dtype)
-    together = tiff(planes, photometric, extra, separate=False, **options)
-    apart = tiff(planes, photometric, extra, separate=True, **options)
-    assert decode(together).shape[1:] == (40, 30)
-    for same in (apart, Image.open(io.BytesIO(apart))):
-        if not misread:
-            assert torch.equal(decode(same), decode(together))
-            continue
-        with pytest.raises(ValueError, match=r"separate planes.*save it interleaved"):
-            decode(same)
+def test_tiffs_of_separate_planes_are_read_right_or_refused() -> None:
+    planes = RGB.transpose(2, 0, 1)
+    assert_shows(planar_tiff(planes, 2), RGB, steps=0)
+    assert_shows(planar_tiff(planes[:1], 1), RGB[..., 0], steps=0)
+    for others, photometric in (
+        (planes, 8), (planes[:1], 0), (planes.astype(np.uint16) * 257, 2),
+        (planes[:1].astype(np.uint16), 1), (np.concatenate([planes, planes[:1]]), 5),
+    ):  # fmt: skip
+        data = planar_tiff(others, photometric)
+        for same in (data, Image.open(io.BytesIO(data))):
+            with pytest.raises(ValueError, match=r"separate planes.*save it interleaved"):
+                decode(same)
 
 
 # --- what cannot be used -------------------------------------------------------------------
@@ -431,7 +331,6 @@ def test_tiffs_with_separate_planes_are_read_right_or_refused(
     ("image", "message"),
     [
         *((np.full((5, 5), bad), r"in \[0, 1\].*(nan|inf)") for bad in (np.nan, -np.inf, 1e300)),
-        (torch.full((1, 50, 50), np.inf), r"in \[0, 1\].*inf"),
         (np.full((50, 50), -0.2), r"in \[0, 1\].*-0\.2"),
         (RGB.astype(np.float32), r"in \[0, 1\].*255"),
         *((np.zeros(shape, np.uint8), "empty") for shape in ((0, 5), (5, 0, 3))),
@@ -462,14 +361,10 @@ def test_bad_images_raise_one_value_error_that_names_them(image: Any, message: s
     assert str(error.value).startswith(describe(image) + ": ")
 
 
-def test_floats_of_every_width_are_held_to_their_range() -> None:
-    for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
-        image = torch.tensor([[0.25, 1.5]], dtype=dtype)
-        assert read_image(image[:, :1]).tolist() == [[[0.25]]]
-        with pytest.raises(ValueError, match="float pixels"):
-            read_image(image)
-    slack = 5e-4  # what resizing leaves outside is cut off
-    assert read_image(torch.tensor([[-slack, 1 + slack]])).tolist() == [[[0, 1]]]
+def test_what_resizing_leaves_outside_the_range_is_cut_off() -> None:
+    for dtype in (torch.float16, torch.float64):
+        image = torch.tensor([[-5e-4, 0.25, 1 + 5e-4]], dtype=dtype)
+        assert read_image(image).tolist() == [[[0, 0.25, 1]]]
 
 
 @pytest.mark.parametrize("image", [None, 3, [[0, 255]], {}, object(), io.StringIO("x")])
@@ -532,7 +427,7 @@ def test_limit_of_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
                 decode(image)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     hnp.arrays(hnp.scalar_dtypes(), hnp.array_shapes(min_dims=0, max_dims=4, max_side=60)),
     st.booleans(),
