@@ -300,12 +300,14 @@ def test_pixels_of_a_camera_with_12_bits_get_a_warning_that_says_how_to_scale(
         assert [warning.filename for warning in said] == [__file__]  # the caller's line
 
 
-def planar_tiff(planes: np.ndarray[Any, Any], photometric: int) -> bytes:
-    """A TIFF of (C, H, W) planes, one strip each."""
+def planar_tiff(planes: np.ndarray[Any, Any], photometric: int, **more: int) -> bytes:
+    """A TIFF of (C, H, W) planes, one strip each, with more tags as ``t322=64``."""
     count, height, width = planes.shape
     size, tags = planes[0].nbytes, TiffImagePlugin.ImageFileDirectory_v2()
     tags[256], tags[257], tags[258] = width, height, (8 * planes.itemsize,) * count
     tags[262], tags[277], tags[278], tags[284] = photometric, count, height, 2
+    for tag, value in more.items():
+        tags[int(tag[1:])] = value
     tags[273], tags[279] = tuple(index * size for index in range(count)), (size,) * count
     return b"II*\0\x08\0\0\0" + tags.tobytes(8) + planes.tobytes()
 
@@ -415,6 +417,18 @@ def test_limits_of_pixels(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for image in ways(most + 1):
         with pytest.raises(ValueError, match=f"{most + 1}x80 pixels .* {kind}; shrink it"):
             decode(image)
+
+
+def test_limits_of_scans_and_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    image, tiles = Image.fromarray(RGB), planar_tiff(GRAY[None], 1, t322=64, t323=64)
+    monkeypatch.setattr(images, "_MAX_SCANS", 5)
+    monkeypatch.setattr(images, "_MAX_TILE", 64 * 63)
+    for data, message in (
+        (encoded(image, "JPEG", progressive=True), "more than 5 scans"),
+        (tiles, "pixels in one tile"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            decode(data)
 
 
 def test_limit_of_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
