@@ -185,12 +185,10 @@ def put(index: int, module: nn.Module) -> Callable[[Any], None]:
 CHANGES: dict[str, Callable[[Any], Any]] = {
     "fused step": take_fused_step,
     "batch seen": lambda model: (plain(model.train(), views(4) * 3), model.eval()),
-    "in place": lambda model: nn.init.ones_(model.features[27].bias),
     "in place in data": lambda model: (model.features[3].weight.data.mul_(2), model.eval()),
     "new parameter": lambda model: setattr(model.features[3], "bias", nn.Parameter(torch.ones(16))),
     "new data": lambda model: setattr(model.features[3].bias, "data", torch.ones(16)),
     "loaded": lambda model: model.load_state_dict(make(seed=5).state_dict()),
-    "assigned": lambda model: model.load_state_dict(make(seed=5).state_dict(), assign=True),
     "new layer": put(0, nn.Conv2d(1, 16, 3, padding=1)),
     "new head": lambda model: (model.reset_classifier(4), nn.init.normal_(model.classifier.weight)),
     "eps": lambda model: setattr(model.features[1], "eps", 0.5),
@@ -255,7 +253,6 @@ ALTERATIONS: dict[str, Callable[[Any], Any]] = {
         model, "features", type("Other", (nn.Sequential,), {})(*model.features).eval()
     ),
     "another pooling": lambda model: setattr(model, "avgpool", nn.AdaptiveMaxPool2d(1)),
-    "another dropout": lambda model: setattr(model, "dropout", nn.AlphaDropout()),
     "another head": lambda model: setattr(
         model, "classifier", nn.Sequential(nn.Linear(128, 9), nn.Tanh(), nn.Linear(9, 7))
     ),

@@ -72,12 +72,15 @@ def test_layers_are_the_papers() -> None:
     assert [getattr(model, name) for name in CALIBRATION] == pytest.approx([MEAN, STD, 1, 0])
 
 
-@pytest.mark.parametrize(("height", "width"), [(32, 32), (44, 44), (33, 70)])
-def test_shapes(model: ImprovedVGG19, height: int, width: int) -> None:
-    features = model.forward_features(torch.zeros(2, 1, height, width))
-    assert features.shape == (2, model.num_features, height // 32, width // 32)
+def test_shapes_and_bad_inputs(model: ImprovedVGG19) -> None:
+    features = model.forward_features(torch.zeros(2, 1, 33, 70))
+    assert features.shape == (2, model.num_features, 1, 2)
     assert model.forward_head(features).shape == (2, 7)
-    assert model(torch.zeros(0, 1, height, width)).shape == (0, 7)
+    assert model(torch.zeros(0, 1, 44, 44)).shape == (0, 7)
+    with pytest.raises(ValueError, match="32x32"):
+        model(torch.zeros(1, 1, 44, 31))
+    with pytest.raises(TypeError, match="uint8"):
+        model(torch.zeros(1, 1, 44, 44, dtype=torch.uint8))
 
 
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::FutureWarning")
@@ -106,13 +109,6 @@ def test_every_layer_takes_a_full_backward_hook(x: Tensor) -> None:
     assert seen == {name for name, _ in model.named_modules()}
 
 
-def test_bad_inputs(model: ImprovedVGG19) -> None:
-    with pytest.raises(ValueError, match="32x32"):
-        model(torch.zeros(1, 1, 44, 31))
-    with pytest.raises(TypeError, match="uint8"):
-        model(torch.zeros(1, 1, 44, 44, dtype=torch.uint8))
-
-
 def test_a_bad_setting_is_named() -> None:
     for setting, value in (
         ("num_classes", 0), ("in_channels", 0), ("pool", "mean"), ("hidden_features", 0),
@@ -123,8 +119,7 @@ def test_a_bad_setting_is_named() -> None:
 
 
 @pytest.mark.parametrize(
-    ("width", "channels"),
-    [(0.25, [16, 32, 64, 128, 128]), (0.1, [8, 16, 24, 48, 48]), (1.5, [96, 192, 384, 768, 768])],
+    ("width", "channels"), [(0.1, [8, 16, 24, 48, 48]), (1.5, [96, 192, 384, 768, 768])]
 )
 def test_width_scales_all_channels_in_eights(width: float, channels: list[int]) -> None:
     with torch.device("meta"):
@@ -146,18 +141,10 @@ def test_dropout_is_before_each_linear_layer_and_only_in_training() -> None:
     assert zeros[1] > zeros[3] + 0.1  # ReLU's zeros and dropout's against ReLU's alone
 
 
-def fill(model: ImprovedVGG19, assign: bool) -> ImprovedVGG19:
+def fill(model: ImprovedVGG19) -> ImprovedVGG19:
     other = ImprovedVGG19(width=SMALL).eval()
-    other.load_state_dict(model.state_dict(), assign=assign)
+    other.load_state_dict(model.state_dict())
     return other
-
-
-def replicate(model: ImprovedVGG19) -> Any:
-    """As ``DataParallel`` does it, which does it for GPUs only."""
-    replica: Any = model._replicate_for_data_parallel()
-    for name, buffer in model.named_buffers(recurse=False):
-        setattr(replica, name, buffer.clone())
-    return replica
 
 
 def export(model: ImprovedVGG19, x: Tensor) -> Any:
@@ -172,11 +159,8 @@ def export(model: ImprovedVGG19, x: Tensor) -> Any:
 #: The ways in which a model becomes something else that must answer as it does.
 WAYS: dict[str, Callable[[ImprovedVGG19, Tensor], Callable[[Tensor], Tensor]]] = {
     "itself": lambda model, x: model,
-    "deepcopy": lambda model, x: copy.deepcopy(model),
     "pickle": lambda model, x: pickle.loads(pickle.dumps(model)),
-    "state_dict": lambda model, x: fill(model, assign=False),
-    "state_dict, assigned": lambda model, x: fill(model, assign=True),
-    "DataParallel": lambda model, x: replicate(model),
+    "state_dict": lambda model, x: fill(model),
     "export": export,
     "trace": lambda model, x: torch.jit.trace(model, x[:2]),
     "compile": lambda model, x: torch.compile(model, fullgraph=True, dynamic=True, backend="eager"),
@@ -190,11 +174,8 @@ def test_the_same_answer(way: str, model: ImprovedVGG19, x: Tensor, logits: Tens
     assert close(other(x), logits) and close(other(x[:1]), logits[:1])
     assert close(other(0.05 * x), logits) and close(other(0.3 * x + 0.2), logits)
     assert other(torch.cat([x[:1], torch.full_like(x[:1], 0.9)])).isnan().all(1).tolist() == [0, 1]
-    if way in ("deepcopy", "pickle"):
+    if way == "pickle":
         assert isinstance(other, ImprovedVGG19) and other.categories == model.categories
-        other.temperature = 9.0
-        next(other.parameters()).data.zero_()
-        assert close(model(x), logits), "the copy shares the original's memory"
 
 
 def test_levels_are_of_the_view_and_once_is_enough(model: ImprovedVGG19, x: Tensor) -> None:
@@ -231,11 +212,11 @@ def test_a_plain_view_spoils_nothing_beside_it(levels: int, x: Tensor) -> None:
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_other_dtypes(model: ImprovedVGG19, x: Tensor, logits: Tensor, dtype: torch.dtype) -> None:
-    found = copy.deepcopy(model).to(dtype)(x.to(dtype))
-    assert found.dtype == dtype
-    assert torch.allclose(found.float().softmax(1), logits.softmax(1), atol=0.02)
+def test_other_dtypes(model: ImprovedVGG19, x: Tensor, logits: Tensor) -> None:
+    for dtype in (torch.float16, torch.bfloat16, torch.float64):
+        found = copy.deepcopy(model).to(dtype)(x.to(dtype))
+        assert found.dtype == dtype
+        assert torch.allclose(found.float().softmax(1), logits.softmax(1), atol=0.02)
 
 
 def test_a_plain_number_fills_the_buffer() -> None:
@@ -301,7 +282,7 @@ def test_embeddings_as_timm_gives_them(model: ImprovedVGG19, x: Tensor) -> None:
         headless.reset_classifier(-1)
 
 
-@pytest.mark.parametrize(("hidden", "training"), [(None, True), (16, True), (16, False)])
+@pytest.mark.parametrize(("hidden", "training"), [(None, True), (16, False)])
 def test_reset_classifier(hidden: int | None, training: bool) -> None:
     model = ImprovedVGG19(hidden_features=hidden, width=SMALL).to(torch.float64).train(training)
     model.temperature = 2.0
