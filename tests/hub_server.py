@@ -158,10 +158,7 @@ class _Handler(BaseHTTPRequestHandler):
         if data is None:
             self.send(404, headers | {"X-Error-Code": "EntryNotFound"})
         headers["ETag"] = f'"{hashlib.sha256(data).hexdigest()}"'
-        start = int(self.headers.get("Range", "bytes=0-")[6:-1])
-        if start:
-            headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
-        self.send(206 if start else 200, headers, data[start:])
+        self.send(200, headers, data)
 
     def refs(self, _: bytes, repo: str) -> None:
         tags = self.find(repo)[0].tags.items()

@@ -70,15 +70,3 @@ print(json.dumps(dict(
     assert (found["training"], found["device"]) == (False, "meta")
     assert found["sums"] == pytest.approx([1, 1], abs=1e-5)
     assert Path(found["file"]).is_relative_to(abroad)
-
-
-def test_missing_dependencies_give_the_message_of_torch_hub(abroad: Path) -> None:
-    code = f"""
-for name in ("numpy", "PIL", "safetensors"):
-    sys.modules[name] = None  # as if it was not installed
-try:
-    torch.hub.load({str(ROOT)!r}, "improved_vgg19", source="local")
-except RuntimeError as error:
-    print(error)
-"""
-    assert run(code, abroad).strip() == "Missing dependencies: numpy, PIL, safetensors"

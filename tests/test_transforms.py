@@ -45,17 +45,6 @@ def test_48x48_is_passed_through_unresampled() -> None:
         torch.testing.assert_close(preprocess(image), expected, atol=1e-6, rtol=0)
 
 
-def test_neither_the_default_device_nor_dtype_has_a_say() -> None:
-    expected = preprocess(picture(), align=False)
-    torch.set_default_dtype(torch.float64)
-    try:
-        with torch.device("meta"):
-            found = preprocess(picture(), align=False)
-    finally:
-        torch.set_default_dtype(torch.float32)
-    assert found.dtype == torch.float32 and torch.equal(found, expected)
-
-
 @settings(max_examples=30, deadline=None)
 @given(st.integers(1, 4000), st.integers(1, 3), st.booleans())
 def test_any_size_of_picture_works(long: int, short: int, tall: bool) -> None:
