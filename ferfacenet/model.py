@@ -20,7 +20,8 @@ FER2013_CATEGORIES = (
 #: (printed by ``python tools/data_facts.py --data fer2013.csv``).
 MEAN, STD = 0.5077, 0.2550
 
-#: The standard deviation within one such image, and the least that is no error of rounding.
+#: The standard deviation within one such image; and what that of a view of one plain colour may be
+#: by rounding.
 DEVIATION, PLAIN = 0.21, 1e-5
 
 #: The buffers that ``config.json`` keeps, not ``model.safetensors``, and what they are at first.
@@ -38,7 +39,7 @@ Pool = Literal["max", "avg"]
 def cut_centre(x: Tensor) -> Tensor:
     """The centre 44x44 of prepared faces (..., 48, 48); views of any other size as they are."""
     height, width = x.shape[-2:]
-    # A sum where an "if" would do: torch.jit.trace would keep one of its branches for all sizes.
+    # Not "if", of which torch.jit.trace would keep one branch for all sizes.
     edge = 2 * ((height == 48) & (width == 48))
     return x[..., edge : height - edge, edge : width - edge]
 
@@ -150,7 +151,7 @@ class ImprovedVGG19(nn.Module):
             super().__setattr__(name, value)
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:
-        for name in CALIBRATION:  # the public checkpoints do not have them
+        for name in CALIBRATION:  # which public checkpoints lack
             state_dict.setdefault(prefix + name, getattr(self, name))
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
@@ -202,7 +203,7 @@ class ImprovedVGG19(nn.Module):
         if not x.is_floating_point():
             raise TypeError(f"ImprovedVGG19 needs float pixels in [0, 1], got {x.dtype}")
         x = x if self.training else cut_centre(x)
-        # In training a plain view must not spoil those beside it.
+        # In training, NaN of a plain view would reach the whole batch by way of BatchNorm.
         plain = torch.inf if self.training else torch.nan
         features: Tensor = self.features(self.normalise(x, plain))
         return features
@@ -214,7 +215,7 @@ class ImprovedVGG19(nn.Module):
         colour = x.mean((2, 3), keepdim=True)  # torch.var_mean warns of a batch of none
         variance = (x - colour).square().mean((1, 2, 3), keepdim=True)
         deviation = variance.masked_fill(variance <= PLAIN**2, plain).sqrt()
-        # Where an "if" would do: traces and exports would keep one of its branches.
+        # Not "if", of which a trace or export would keep one branch for all.
         levelled = self.levels > 0
         centre = torch.where(levelled, colour.mean(1, keepdim=True), self.mean)
         return (x - centre) / torch.where(levelled, deviation * (self.std / DEVIATION), self.std)

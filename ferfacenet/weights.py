@@ -231,11 +231,10 @@ def save_pretrained(
     data = safetensors.torch.save(tensors, metadata={"format": "pt"})
     # As many digits as a float32 has, so that 0.5077 stays 0.5077.
     calibration: dict[str, Any] = {n: float(f"{getattr(model, n):.7g}") for n in CALIBRATION}
-    figures = {key: float(value) for key, value in (metrics or {}).items()}
     config = WeightsConfig(
         model_args, hashlib.sha256(data).hexdigest(), tuple(model.categories), **calibration,
-        metrics=figures, license=license, trained_on=trained_on, selected_on=selected_on,
-        dataset_license=dataset_license,
+        metrics={key: float(value) for key, value in (metrics or {}).items()}, license=license,
+        trained_on=trained_on, selected_on=selected_on, dataset_license=dataset_license,
     )  # fmt: skip
     folder, text = Path(folder), config.to_json()
     folder.mkdir(parents=True, exist_ok=True)
