@@ -1,4 +1,4 @@
-"""The command: what it prints, where, and with which exit status."""
+"""The command: what it prints and writes of photos, where, and with which exit status."""
 
 from __future__ import annotations
 
@@ -6,35 +6,28 @@ import csv
 import io
 import json
 import os
-import shlex
 import shutil
 import signal
 import subprocess
 import sys
-import time
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from conftest import PHOTO, PORTRAITS, faces, python_path, run, sharp
+from conftest import PHOTO, PORTRAITS, faces, full_disk, python_path, run
 from PIL import Image
 
-from ferfacenet import load_pretrained, predict_faces, predict_proba, save_pretrained
+from ferfacenet import list_pretrained, load_pretrained, predict_faces, predict_proba
+from ferfacenet.command import read
 from ferfacenet.command.cli import main
-from ferfacenet.command.inputs import Input, plot_paths
 
 COMMAND = [sys.executable, "-m", "ferfacenet"]
 Capture = pytest.CaptureFixture[str]
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Small weights by which two pictures, and two views of one, have different answers."""
-    folder = tmp_path_factory.mktemp("weights")
-    save_pretrained(sharp(width=0.25), folder, dtype=torch.float32)
-    return folder
+Patch = pytest.MonkeyPatch
 
 
 @pytest.fixture
@@ -44,11 +37,37 @@ def crop(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.fixture
+def sky(tmp_path: Path) -> Path:
+    """A photo without a face."""
+    path = tmp_path / "a sky, blue.png"
+    Image.new("RGB", (120, 90), (90, 140, 220)).save(path)
+    return path
+
+
 def ask(weights: Path, capture: Capture, *arguments: Any, status: int = 0) -> tuple[Any, str]:
     """What the command answers as JSON, line by line, and what it says on stderr."""
     assert main(["--json", "--weights", str(weights), *map(str, arguments)]) == status
     said = capture.readouterr()
     return [json.loads(line) for line in said.out.splitlines()], said.err
+
+
+def give(data: bytes, patch: Patch) -> None:
+    """Let this be on stdin."""
+    patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
+
+
+def interrupt(patch: Patch, name: str, after: int, *kinds: signal.Signals) -> None:
+    """Send signals, as a user or another program does, at a call of a function."""
+    function: Callable[..., Any] = getattr(read, name)
+    calls = iter(range(after))
+
+    def called(*arguments: Any, **options: Any) -> Any:
+        for kind in kinds if next(calls, None) is None else ():
+            signal.raise_signal(kind)
+        return function(*arguments, **options)
+
+    patch.setattr(read, name, called)
 
 
 def test_the_photo_of_the_readme(capsys: Capture) -> None:
@@ -69,8 +88,9 @@ def test_json_is_what_predict_proba_says_by_default(
     (face,) = first["faces"]
     assert face["box"] == [0, 0, 48, 48] and face["score"] is None
     model = load_pretrained(weights)
-    assert model.categories is not None
-    expected = dict(zip(model.categories, predict_proba(model, crop)[0].tolist(), strict=True))
+    expected = dict(
+        zip(model.categories or (), predict_proba(model, crop)[0].tolist(), strict=True)
+    )
     assert face["probabilities"] == pytest.approx(expected, abs=2e-6)
     assert face["label"] == max(expected, key=expected.__getitem__)
     assert face["confidence"] == pytest.approx(max(expected.values()), abs=2e-6)
@@ -84,15 +104,43 @@ def test_the_views_that_are_asked_for(weights: Path, capsys: Capture) -> None:
     assert answers[0] == answers[1] and len(set(answers)) == 3
 
 
+@pytest.mark.parametrize("name", ["-", "/dev/stdin"])
+def test_a_photo_from_stdin(
+    name: str, weights: Path, tmp_path: Path, monkeypatch: Patch, capsys: Capture
+) -> None:
+    pytest.importorskip("matplotlib", reason="needs the plot extra")
+    give(PORTRAITS.read_bytes(), monkeypatch)
+    (read, other), err = ask(weights, capsys, name, PORTRAITS, "--plot", tmp_path / "plots")
+    assert read["image"] == "stdin" and read["faces"] == other["faces"] and not err
+    assert len(read["faces"]) == 2
+    plots = [tmp_path / "plots" / name for name in ("stdin.png", "portraits.png")]
+    assert plots[0].read_bytes() == plots[1].read_bytes()
+
+
+def test_a_stdin_that_holds_no_photo_is_one_error(
+    weights: Path, monkeypatch: Patch, capsys: Capture
+) -> None:
+    give(b"no photo", monkeypatch)
+    answers, err = ask(weights, capsys, "-", PHOTO, "-", status=1)
+    first, second = err.splitlines()
+    assert len(answers) == 1 and "stdin: is not an image" in first and "stdin: is empty" in second
+    with open(os.openpty()[1]) as terminal:  # noqa: PTH123
+        for stdin in (terminal, None):
+            monkeypatch.setattr(sys, "stdin", stdin)
+            (line,) = ask(weights, capsys, "-", status=2)[1].splitlines()
+            assert "no photo on stdin" in line
+
+
 def test_a_bad_file_among_many_is_named_and_the_rest_done(
     crop: Path, weights: Path, tmp_path: Path, capsys: Capture
 ) -> None:
-    bad, absent = tmp_path / "bad.jpg", tmp_path / "absent.png"
+    bad, absent = tmp_path / "bad.jpg", tmp_path / "absent*.png"
     bad.write_text("no picture")
-    answers, err = ask(weights, capsys, "--align", "never", bad, crop, absent, crop, status=1)
+    given = [bad, crop, absent, crop]
+    answers, err = ask(weights, capsys, "--align", "never", *given, status=1)
     assert [answer["image"] for answer in answers] == [str(crop)] * 2
     first, second = err.splitlines()
-    assert str(bad) in first and str(absent) in second
+    assert str(bad) in first and f"No such file or directory: '{absent}'" in second
 
 
 def test_a_folder_is_every_picture_below_it(
@@ -110,45 +158,17 @@ def test_a_folder_is_every_picture_below_it(
     assert f"{empty}: no photos" in ask(weights, capsys, empty, status=2)[1]
 
 
-def test_no_two_photos_share_a_plot(
-    crop: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+def test_patterns_that_a_shell_leaves_as_they_are(
+    crop: Path, weights: Path, tmp_path: Path, capsys: Capture
 ) -> None:
-    pytest.importorskip("matplotlib", reason="needs the plot extra")
-    monkeypatch.chdir(tmp_path)
-    names = {
-        "a_b/c.png": "a_b_c.png.png",
-        "a/b/c.png": "a_b_c.png (2).png",
-        "a_b_c.png (2).png": "a_b_c.png (2) (2).png",
-        "d.png": "d.png.png",
-        "d.bmp": "d.bmp.png",
-        "Only.png": "Only.png",
-    }
-    for index, name in enumerate(names):
-        photo = tmp_path / name
-        photo.parent.mkdir(parents=True, exist_ok=True)
-        picture = Image.new("L", (48, 48), 40 * index)
-        picture.putpixel((40, 40), 255)  # of one plain colour it would be refused
-        picture.save(photo)
-    ask(weights, capsys, "--align", "never", *names, "Only.png", "--plot", "plots")
-    assert {path.name for path in Path("plots").iterdir()} == set(names.values())
-    corners = [Image.open(Path("plots", plot)).getpixel((60, 160)) for plot in names.values()]
-    assert corners == [(40 * index,) * 3 + (255,) for index in range(len(names))]
-    cases = [Input(name, False) for name in ("a/Photo.jpg", "b/photo.jpg", "A/photo.jpg")]
-    plots = [str(plot).lower() for plot in plot_paths(Path("plots"), cases).values()]
-    assert len(set(plots)) == 3
-
-
-def test_the_time_to_name_plots_grows_as_their_number(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib", reason="needs the plot extra")
-
-    def seconds(count: int) -> float:
-        photos = [Input(f"{index}/photo.jpg", False) for index in range(count)]
-        begin = time.process_time()
-        assert len(set(plot_paths(tmp_path, photos).values())) == count
-        return time.process_time() - begin
-
-    few = min(seconds(500) for _ in range(3))
-    assert min(seconds(8000) for _ in range(2)) < 30 * few
+    names = ("a.png", "b1.png", "b[1].png", "deep/c.png")
+    for name in names:
+        (tmp_path / "p" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "p" / name).write_bytes(crop.read_bytes())
+    for pattern, found in {"?.png": names[:1], "b[1].png": names[2:3], "**/*.png": names}.items():
+        answers, err = ask(weights, capsys, tmp_path / "p" / pattern)
+        assert [answer["image"] for answer in answers] == [f"{tmp_path}/p/{one}" for one in found]
+        assert not err
 
 
 def test_a_folder_that_is_locked_is_named_and_the_rest_done(
@@ -185,95 +205,133 @@ def test_a_folder_that_is_locked_is_named_and_the_rest_done(
 
 def test_plots(crop: Path, weights: Path, tmp_path: Path, capsys: Capture) -> None:
     pytest.importorskip("matplotlib", reason="needs the plot extra")
-    out, folder, twin = tmp_path / "out.png", tmp_path / "plots", tmp_path / "twin" / "crop.png"
+    out, folder = tmp_path / "out.png", tmp_path / "plots"
     ask(weights, capsys, PORTRAITS, "--plot", out)
     with Image.open(out) as picture:
         assert picture.width > picture.height > 200
+    ask(weights, capsys, crop, "--plot", folder)
+    assert [path.name for path in folder.iterdir()] == ["crop.png"]
     absent = tmp_path / "absent.jpg"
     for wrong, said in ((tmp_path / "no" / "a.png", "no folder"), (tmp_path / "a.xyz", "png")):
         (line,) = ask(weights, capsys, absent, "--plot", wrong, status=2)[1].splitlines()
         assert str(wrong) in line and said in line
-    twin.parent.mkdir()
-    twin.write_bytes(crop.read_bytes())
-    assert "folder" in ask(weights, capsys, crop, twin, "--plot", out, status=2)[1]
-    ask(weights, capsys, crop, twin, "--plot", folder)
-    assert len(list(folder.iterdir())) == 2  # though both are called crop.png
-    ask(weights, capsys, crop, "--plot", tmp_path / "single")
-    assert (tmp_path / "single" / "crop.png").is_file()
+    assert "name a folder" in ask(weights, capsys, crop, out, "--plot", out, status=2)[1]
+    before = crop.read_bytes()
     for same in (crop, crop.parent):
         assert "is to be read" in ask(weights, capsys, crop, "--plot", same, status=2)[1]
-    assert crop.read_bytes() == twin.read_bytes()
+    assert crop.read_bytes() == before
+
+
+def test_no_two_photos_share_a_plot(
+    weights: Path, tmp_path: Path, monkeypatch: Patch, capsys: Capture
+) -> None:
+    pytest.importorskip("matplotlib", reason="needs the plot extra")
+    monkeypatch.chdir(tmp_path)
+    names = {
+        "a/c.png": "a_c.png.png",
+        "b/C.png": "b_C.png.png",
+        "d.png": "d.png.png",
+        "d.bmp": "d.bmp.png",
+        "Only.png": "Only.png",
+    }
+    for index, name in enumerate(names):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        picture = Image.new("L", (48, 48), 40 * index)
+        picture.putpixel((40, 40), 255)  # of one plain colour it would be refused
+        picture.save(name)
+    ask(weights, capsys, "--align", "never", *names, "Only.png", "--plot", "plots")
+    assert {path.name for path in Path("plots").iterdir()} == set(names.values())
+    corners = [Image.open(Path("plots", plot)).getpixel((60, 160)) for plot in names.values()]
+    assert corners == [(40 * index,) * 3 + (255,) for index in range(len(names))]
+    for name in ("A", "a"):  # which some systems hold for one folder
+        Path(name).mkdir(exist_ok=True)
+        shutil.copy("d.png", f"{name}/e.png")
+    err = ask(weights, capsys, "a/e.png", "A/e.png", "--plot", "plots", status=2)[1]
+    assert "a_e.png" in err.lower() and "read or written" in err
 
 
 def test_a_plot_that_cannot_be_written_is_named_and_the_rest_done(
     crop: Path, weights: Path, tmp_path: Path, capsys: Capture
 ) -> None:
     pytest.importorskip("matplotlib", reason="needs the plot extra")
-    second, taken = tmp_path / "second.png", tmp_path / "plots" / "crop.png"
+    pytest.importorskip("resource", reason="needs limits of processes")
+    taken, older = tmp_path / "plots" / "crop.png", tmp_path / "plots" / "astronaut.png"
+    second = tmp_path / "second.png"
     second.write_bytes(crop.read_bytes())
     taken.mkdir(parents=True)
-    answers, err = ask(weights, capsys, crop, second, "--plot", taken.parent, status=1)
-    assert len(answers) == 2 and str(taken) in err and err.count("\n") == 1
-    assert (taken.parent / "second.png").is_file()
+    older.write_bytes(b"older")
+    with full_disk():  # for a photo, but not for a crop
+        answers, err = ask(weights, capsys, crop, PHOTO, second, "--plot", taken.parent, status=1)
+    first, last = err.splitlines()
+    assert len(answers) == 3 and str(taken) in first and str(older) in last
+    assert older.read_bytes() == b"older"
+    assert {path.name for path in taken.parent.iterdir()} == {older.name, taken.name, second.name}
 
 
-@pytest.mark.parametrize("death", [False, True])
-def test_an_older_plot_outlives_a_full_disk_and_a_death(
-    death: bool, crop: Path, weights: Path, tmp_path: Path
+def test_output_is_a_file_with_what_stdout_would_have(
+    sky: Path, weights: Path, tmp_path: Path, capsys: Capture
 ) -> None:
-    """A limit on the size of files is such a disk, and its signal, if it is not ignored, a death in
-    the middle of writing."""
-    pytest.importorskip("matplotlib", reason="needs the plot extra")
-    pytest.importorskip("resource", reason="needs limits of processes")
-    plot = tmp_path / "plots" / "out.png"
-    plot.parent.mkdir()
-    plot.write_bytes(b"older")
-    code = f"""
-import resource, signal, sys
-import matplotlib.font_manager  # which may write a cache
-from ferfacenet.command.cli import main
-resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
-signal.signal(signal.SIGXFSZ, signal.{"SIG_DFL" if death else "SIG_IGN"})
-sys.exit(main())
-"""
-    done = run(code, "--align", "never", "--weights", str(weights), str(crop), "--plot", str(plot))
-    assert done.returncode == (-signal.SIGXFSZ if death else 1), done.stderr
-    assert death or (str(plot) in done.stderr and done.stderr.count("\n") == 1)
-    assert plot.read_bytes() == b"older"
-    left = [path.name for path in plot.parent.iterdir() if path != plot]
-    assert len(left) <= death and all(name.startswith(".") for name in left)
+    out, absent = tmp_path / "out", tmp_path / "absent.jpg"
+    given = ["--weights", str(weights), str(sky), str(absent), str(PORTRAITS)]
+    for form in (["--json"], ["--csv"], []):
+        assert main([*form, *given]) == 1
+        said = capsys.readouterr()
+        assert main([*form, *given, "--output", str(out)]) == 1
+        assert capsys.readouterr() == ("", said.err)
+        assert out.read_text() == said.out and said.out.count("\n") > 1
+    assert "█" in said.out
+    for wrong, why in (
+        (sky, "is to be read"), (tmp_path / "no" / "out", "no folder"),
+        (tmp_path, "is a folder or a device"), (Path("/dev/null"), "is a folder or a device"),
+    ):  # fmt: skip
+        err = ask(weights, capsys, sky, "-o", wrong, "--device", "abacus", status=2)[1]
+        assert f"{wrong}" in err and why in err  # before the device is looked for
 
 
-def test_a_termination_ends_as_an_interrupt_does(crop: Path, weights: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kinds", [(signal.SIGINT,), (signal.SIGTERM, signal.SIGTERM)])
+def test_an_interrupt_leaves_whole_plots_and_an_older_output(
+    kinds: tuple[signal.Signals, ...], crop: Path, weights: Path, tmp_path: Path,
+    monkeypatch: Patch, capsys: Capture,
+) -> None:  # fmt: skip
+    """``timeout`` sends its signal twice."""
     pytest.importorskip("matplotlib", reason="needs the plot extra")
-    photos, plots = tmp_path / "photos", tmp_path / "plots"
+    photos, plots, out = tmp_path / "photos", tmp_path / "plots", tmp_path / "out.jsonl"
     photos.mkdir()
     plots.mkdir()
-    for index in range(200):
-        (photos / f"{index:03}.png").write_bytes(crop.read_bytes())
-        (plots / f"{index:03}.png").write_bytes(b"older")
-    arguments = ["--json", "--align", "never", "--weights", weights, photos, "--plot", plots]
-    with subprocess.Popen(
-        [*COMMAND, *map(str, arguments)], text=True, stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE, env=os.environ | {"PYTHONPATH": python_path()},
-    ) as process:  # fmt: skip
-        assert process.stdout is not None
-        lines = [process.stdout.readline() for _ in range(3)]
-        process.send_signal(signal.SIGTERM)
-        process.send_signal(signal.SIGTERM)  # as timeout(1) may
-        rest, errors = process.communicate(timeout=120)
-    assert process.returncode == 143 and errors == "ferfacenet: interrupted\n"
-    assert 3 <= len([json.loads(line) for line in [*lines, *rest.splitlines()]]) < 200
-    drawn = [plot for plot in plots.iterdir() if plot.read_bytes() != b"older"]
-    assert 2 <= len(drawn) < 200 and len(list(plots.iterdir())) == 200
+    for index in range(20):
+        (photos / f"{index:02}.png").write_bytes(crop.read_bytes())
+        (plots / f"{index:02}.png").write_bytes(b"older")
+    out.write_text("older")
+    interrupt(monkeypatch, "plot_faces", 3, *kinds)
+    answers, err = ask(
+        weights, capsys, photos, "--align", "never", "--plot", plots, "-o", out,
+        status=128 + kinds[0],
+    )  # fmt: skip
+    assert err == "ferfacenet: interrupted\n" and not answers and out.read_text() == "older"
+    drawn = sorted(plot for plot in plots.iterdir() if plot.read_bytes() != b"older")
+    assert len(drawn) == 3 and len(list(plots.iterdir())) == 20
     for plot in drawn:
         Image.open(plot).load()
+    assert not list(tmp_path.glob(".*"))
 
 
-def test_photos_with_no_face_one_and_two(weights: Path, tmp_path: Path, capsys: Capture) -> None:
-    sky, one = tmp_path / "sky.png", tmp_path / "one.png"
-    Image.new("RGB", (120, 90), (90, 140, 220)).save(sky)
+def test_an_interrupt_is_no_traceback(
+    crop: Path, weights: Path, monkeypatch: Patch, capsys: Capture
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    for place in ("ferfacenet.load_pretrained", "ferfacenet.photos.find_faces"):
+        monkeypatch.setattr(place, interrupted)
+        assert main(["--weights", str(weights), str(crop)]) == 130
+        assert capsys.readouterr().err == "ferfacenet: interrupted\n"
+        monkeypatch.undo()
+
+
+def test_photos_with_no_face_one_and_two(
+    sky: Path, weights: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    one = tmp_path / "one.png"
     Image.open(PHOTO).save(one)
     answers, err = ask(weights, capsys, sky, one, PORTRAITS)
     assert [len(answer["faces"]) for answer in answers] == [0, 1, 2] and not err
@@ -285,41 +343,29 @@ def test_photos_with_no_face_one_and_two(weights: Path, tmp_path: Path, capsys: 
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 9 and lines[0] == f"{sky}: no face"
     assert "face 1 of 2" in lines[1] and "face 2 of 2" in lines[5]
+    assert main(["--csv", "--weights", str(weights), str(PORTRAITS), str(sky)]) == 0
+    *rows, none = csv.DictReader(capsys.readouterr().out.splitlines())
+    for row, found in zip(rows, answers[2]["faces"], strict=True):
+        assert row["image"] == str(PORTRAITS) and row["label"] == found["label"]
+        assert [float(row[end]) for end in ("x0", "y0", "x1", "y1")] == found["box"]
+        assert {name: float(row[name]) for name in found["probabilities"]} == found["probabilities"]
+    assert none.pop("image") == str(sky) and set(none.values()) == {""}
 
 
 def test_what_is_asked_of_faces(weights: Path, capsys: Capture) -> None:
-    def count(*options: object) -> int:
-        return len(ask(weights, capsys, PORTRAITS, *options)[0][0]["faces"])
+    def labels(*options: object) -> list[str]:
+        ((answer,), _) = ask(weights, capsys, PORTRAITS, *options)
+        return [face["label"] for face in answer["faces"]]
 
-    assert [count("--max-faces", 1), count("--min-size", 150), count("--min-score", 0.99)] == [
-        1,
-        1,
-        0,
-    ]
-    (answer,), _ = ask(weights, capsys, PORTRAITS, "--min-confidence", 1)
-    assert {face["label"] for face in answer["faces"]} == {"unsure"}
-    for option in ("--max-faces", "--min-size", "--min-score", "--top"):
-        (line,) = ask(weights, capsys, PORTRAITS, option, -1, status=2)[1].splitlines()
-        assert option.removeprefix("--").replace("-", "_") in line.replace("-", "_")
-
-
-def test_csv(weights: Path, tmp_path: Path, capsys: Capture) -> None:
-    sky = tmp_path / "a sky, blue.png"
-    Image.new("RGB", (120, 90), (90, 140, 220)).save(sky)
-    (answer,), _ = ask(weights, capsys, PORTRAITS)
-    assert main(["--csv", "--weights", str(weights), str(PORTRAITS), str(sky)]) == 0
-    *rows, none = csv.DictReader(capsys.readouterr().out.splitlines())
-    for row, face in zip(rows, answer["faces"], strict=True):
-        assert row["image"] == str(PORTRAITS) and row["label"] == face["label"]
-        assert [float(row[end]) for end in ("x0", "y0", "x1", "y1")] == face["box"]
-        assert {name: float(row[name]) for name in face["probabilities"]} == face["probabilities"]
-    assert none.pop("image") == str(sky) and set(none.values()) == {""}
+    assert len(labels("--max-faces", 1)) == len(labels("--min-size", 150)) == 1
+    assert labels("--min-score", 0.99) == []
+    assert labels("--min-confidence", 1) == ["unsure"] * 2
 
 
 def test_names_that_would_steer_a_terminal_or_a_parser(
     crop: Path, weights: Path, tmp_path: Path, capsys: Capture
 ) -> None:
-    odd = tmp_path / '\x1b[31m a\nb\rc\r\nd\t\x0b\x0c\x1c\x85\u2028\u202e  ;,"e.png'
+    odd = tmp_path / '\x1b[31m a\nb\t\x0b\x0c\x1c\x85\u2028\u202e  ;,"e.png'
     bad, dark = odd.with_suffix(".jpg"), odd.with_suffix(".bmp")
     odd.write_bytes(crop.read_bytes())
     bad.write_text("no picture")
@@ -343,75 +389,86 @@ def test_names_that_would_steer_a_terminal_or_a_parser(
 
 
 def test_a_console_without_blocks_and_names_that_it_cannot_show(
-    weights: Path, tmp_path: Path
+    weights: Path, tmp_path: Path, monkeypatch: Patch
 ) -> None:
-    photo = tmp_path / "\u6f22.jpg"
+    photo, shown = tmp_path / "\u6f22.jpg", io.BytesIO()
     photo.write_bytes(PHOTO.read_bytes())
-    command = [*COMMAND, "--weights", str(weights), str(photo)]
-    environment = os.environ | {"PYTHONPATH": python_path(), "PYTHONIOENCODING": "cp1252"}
-    done = subprocess.run(command, capture_output=True, env=environment)
-    assert done.returncode == 0 and not done.stderr
-    assert b"\\u6f22.jpg: face" in done.stdout and b"##" in done.stdout
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(shown, "cp1252"))
+    assert main(["--weights", str(weights), str(photo)]) == 0
+    assert b"\\u6f22.jpg: face" in shown.getvalue() and b"##" in shown.getvalue()
+
+
+def test_outputs_that_are_closed_or_full(
+    weights: Path, crop: Path, tmp_path: Path, monkeypatch: Patch, capsys: Capture
+) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    arguments = ["--json", "--align", "never", "--weights", str(weights), str(crop)]
+    for file, status, said in ((writer, 0, ""), ("/dev/full", 1, "No space left")):
+        with open(file, "w") as stdout:  # noqa: PTH123  # its end raises where Python's would
+            monkeypatch.setattr(sys, "stdout", stdout)
+            assert main(arguments) == status
+        err = capsys.readouterr().err
+        assert said in err and err.count("\n") == status
+    for name in ("stdout", "stderr"):  # as some programs start others
+        monkeypatch.setattr(sys, name, None)
+    assert main([*arguments, "absent.jpg"]) == 1
+    monkeypatch.undo()
+    with full_disk():
+        err = ask(weights, capsys, *arguments, *[crop] * 350, "-o", tmp_path / "out", status=1)[1]
+    assert [path.name for path in tmp_path.iterdir()] == ["crop.png"] and err.count("\n") == 1
 
 
 def test_help_and_version_do_not_wait_for_torch() -> None:
-    for option in ("--help", "--version"):
-        code = f"""
+    code = """
 import sys
-sys.modules["torch"] = None
-from ferfacenet.command.cli import main
-main([{option!r}])
+sys.modules["torch"] = sys.modules["numpy"] = None
+import runpy
+runpy.run_module("ferfacenet", run_name="__main__")
 """
-        done = run(code)
-        assert done.returncode == 0 and not done.stderr
-        assert "ferfacenet" in done.stdout
+    for option, said in {"--help": "videos:\n  --every N", "--version": "ferfacenet 0."}.items():
+        done = run(code, option)
+        assert done.returncode == 0 and not done.stderr and said in done.stdout
 
 
-def test_a_wrong_command_is_one_line(crop: Path, tmp_path: Path, capsys: Capture) -> None:
-    for options in (
-        ["--weights", str(tmp_path / "absent.safetensors")],
-        ["--device", "abacus"],
-        ["--min-confidence", "7"],
-    ):
-        assert main([*options, str(crop)]) == 2
-        (line,) = capsys.readouterr().err.splitlines()
-        assert line.startswith("ferfacenet: ") and options[1].split("/")[-1] in line
-    assert main(["x" * 5000]) in (1, 2)  # what some versions of Python cannot even look for
-    assert capsys.readouterr().err.count("\n") == 1
+def test_the_list_of_weights(tmp_path: Path, capsys: Capture) -> None:
+    known, out = list_pretrained(), tmp_path / "weights.jsonl"
+    assert main(["--list"]) == 0
+    for line, (name, info) in zip(capsys.readouterr().out.splitlines(), known.items(), strict=True):
+        assert line.startswith(f"{name}: ") and ", ".join(info.categories) in line
+        assert f"{info.size / 1e6:.1f} MB" in line and " flip accuracy " in line
+    assert main(["--list", "--json", "-o", str(out)]) == 0
+    rows = {row.pop("name"): row for row in map(json.loads, out.read_text().splitlines())}
+    assert rows == json.loads(json.dumps({name: asdict(info) for name, info in known.items()}))
 
 
-def test_an_interrupt_is_no_traceback(
-    crop: Path, weights: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--weights", "absent.safetensors"], "absent.safetensors"),
+        (["--weights", "fer2014"], "fer2013"), (["--device", "abacus"], "abacus"),
+        (["--min-confidence", 7], "--min-confidence"), (["--top", -1], "--top"),
+        (["--max-faces", -1], "max_faces"), (["--min-size", -1], "min_size"),
+        (["--min-score", -1], "min_score"), (["--list"], "one of these"),
+    ],
+)  # fmt: skip
+def test_a_wrong_command_is_one_line(
+    arguments: list[object], said: str, crop: Path, capsys: Capture
 ) -> None:
-    def interrupt(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
-
-    for place in ("ferfacenet.load_pretrained", "ferfacenet.photos.find_faces"):
-        monkeypatch.setattr(place, interrupt)
-        assert main(["--weights", str(weights), str(crop)]) == 130
-        assert capsys.readouterr().err == "ferfacenet: interrupted\n"
-        monkeypatch.undo()
+    assert main([*map(str, arguments), str(crop)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("ferfacenet: ") and said in line and len(line) < 300
 
 
-def test_a_closed_pipe_is_no_traceback(weights: Path, crop: Path) -> None:
-    command = [*COMMAND, "--json", "--weights", str(weights), *[str(crop)] * 40]
-    environment = os.environ | {"PYTHONPATH": python_path()}
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment
-    ) as process:
-        assert process.stdout is not None and process.stderr is not None
-        process.stdout.close()
-        assert process.stderr.read() == b""
-    assert process.returncode == 0
+def test_a_name_that_no_file_can_have_is_one_line(weights: Path, capsys: Capture) -> None:
+    assert ask(weights, capsys, "x" * 5000, status=1)[1].count("\n") == 1
 
 
-def test_closed_outputs_are_no_traceback(weights: Path, crop: Path) -> None:
-    """Some programs start others without."""
-    command = shlex.join([*COMMAND, "--weights", str(weights), str(crop), str(crop)])
-    environment = os.environ | {"PYTHONPATH": python_path()}
-    for closed, lines in ((">&-", 0), ("--json 2>&-", 2)):
-        done = subprocess.run(
-            f"{command} {closed}", shell=True, capture_output=True, text=True, env=environment
-        )
-        assert (done.returncode, done.stderr) == (0, "")
-        assert len(done.stdout.splitlines()) == lines
+def test_a_gpu_is_taken_where_there_is_one(crop: Path, weights: Path, capsys: Capture) -> None:
+    there = torch.cuda.is_available() or torch.backends.mps.is_available()
+    (auto,), err = ask(weights, capsys, "--align", "never", crop, "--device", "auto")
+    (cpu,), quiet = ask(weights, capsys, "--align", "never", crop, "--device", "cpu")
+    assert auto["faces"][0]["probabilities"] == pytest.approx(
+        cpu["faces"][0]["probabilities"], abs=2e-2
+    )
+    assert err.startswith("ferfacenet: reading on ") == there and not quiet

@@ -3,66 +3,82 @@
 from __future__ import annotations
 
 import argparse
+import glob
+import io
 import os
 import re
+import sys
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import Any, NamedTuple
 
 import PIL.Image
 
 from ferfacenet.command.report import complain
-from ferfacenet.images import suffixes
-from ferfacenet.plots import new_figure, save_figure
+from ferfacenet.images import MAX_BYTES, is_url, suffixes
+from ferfacenet.plots import new_figure
 from ferfacenet.video.container import import_extra
 from ferfacenet.video.frames import ANIMATIONS, hide_password, is_sequence, is_video
 from ferfacenet.video.writer import WRITABLE
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
 _VIDEO = re.compile(r"\.(3gp|avi|flv|m2ts|m4v|mkv|mov|mp4|mpe?g|mts|ogv|webm|wmv)", re.IGNORECASE)
-_URL = re.compile(r"[a-z][a-z\d+.,-]+:", re.IGNORECASE)  # as FFmpeg's concat:a|b, too; not C:
 
 
 class Input(NamedTuple):
-    """A file by its path, or a camera or stream by what it is called."""
+    """Something to read: what it is called; the path of a file, what stdin held, the number of a
+    camera or the address of a stream; and where its plot goes, if one is wanted."""
 
     name: str
-    video: bool
+    source: Any
+    video: bool = False
+    plot: Path | None = None
+
+    def written(self) -> list[Path]:
+        """The plot, and of a video beside it the picture of each person's course."""
+        if self.plot is None or not self.video:
+            return [self.plot] if self.plot else []
+        return [self.plot, self.plot.with_name(f"{self.plot.stem}-course.png")]
 
 
 def find_inputs(options: argparse.Namespace) -> tuple[list[Input], bool]:
     """What is to be read, in the order given; and whether all folders could be looked through."""
-    sources = options.files or None, options.camera, options.stream
-    if sum(source is not None for source in sources) != 1:
-        raise ValueError("name files, a --camera or a --stream, one of these")
     inputs, fine = list[Input](), True
     if options.camera is not None:
-        inputs.append(Input(f"camera {options.camera}", True))
+        inputs.append(Input(f"camera {options.camera}", options.camera, True))
     if options.stream is not None:
-        inputs.append(Input(hide_password(options.stream), True))
+        inputs.append(Input(hide_password(options.stream), options.stream, True))
     with suppress(ImportError):  # the photos of iPhones, where somebody has installed it
         import pillow_heif
 
         pillow_heif.register_heif_opener()
     for name in options.files:
-        if os.path.isdir(name):  # noqa: PTH112  # Path's raises where a folder is locked
-            inside, whole = _find_inside(Path(name))
-            inputs += inside
-            fine &= whole
-        elif _URL.match(name) and not os.path.exists(name):  # noqa: PTH110  # raises
-            raise ValueError(f"{name}: no such file; a URL is given as --stream URL")
-        else:
-            inputs.append(_input(Path(name)))
-    if videos := [name for name, video in inputs if video]:
+        inside, whole = _find(name)
+        inputs += inside
+        fine &= whole
+    if videos := [item.name for item in inputs if item.video]:
         if options.align == "never":
             raise ValueError(f"{videos[0]}: --align never is for photos, and this is a video")
         import_extra("av" if options.camera is None else "cv2")
     return inputs, fine
+
+
+def _find(name: str) -> tuple[list[Input], bool]:
+    if name in ("-", "/dev/stdin"):
+        if sys.stdin is None or sys.stdin.isatty():
+            raise ValueError("-: no photo on stdin; give it one: ferfacenet - < photo.jpg")
+        data = io.BytesIO(sys.stdin.buffer.read(MAX_BYTES + 1))
+        data.name = "stdin"
+        return [Input(data.name, data)], True
+    if is_url(name):
+        raise ValueError(f"{name}: a URL: download it first, or read a stream with --stream URL")
+    if os.path.isdir(name):  # noqa: PTH112  # Path's raises where a folder is locked
+        return _find_inside(Path(name))
+    # Windows' shells, for instance, leave *.jpg as it is.
+    found = [] if os.path.exists(name) else sorted(glob.glob(name, recursive=True))  # noqa: PTH110, PTH207
+    return [_input(Path(one)) for one in found or [name]], True
 
 
 def _find_inside(folder: Path) -> tuple[list[Input], bool]:
@@ -78,7 +94,7 @@ def _find_inside(folder: Path) -> tuple[list[Input], bool]:
     for error in errors:
         complain(error)
     inputs = found if find_spec("av") else [item for item in found if not item.video]
-    others = set(inside) - {Path(name) for name, _ in inputs}
+    others = set(inside) - {item.source for item in inputs}
     if skipped := Counter(path.suffix.lower() or path.name for path in others):
         note = f"{folder}: other files skipped: {skipped.total()} ({', '.join(sorted(skipped))})"
         note += "; pip install pillow-heif to read .heic" if ".heic" in skipped else ""
@@ -88,94 +104,59 @@ def _find_inside(folder: Path) -> tuple[list[Input], bool]:
 
 def _input(path: Path) -> Input:
     """A file as what it is: a video by the end of its name, or by what is in it."""
-    video: bool | None = bool(_VIDEO.fullmatch(path.suffix)) or is_sequence(path)
+    video = bool(_VIDEO.fullmatch(path.suffix)) or is_sequence(path)
     if not video and os.path.isfile(path):  # noqa: PTH113  # Path's raises
-        video = is_animated(path)
-        if video is None and path.suffix.lower() not in suffixes():
-            try:
-                video = is_video(path)
-            except ImportError as error:  # it may be no video either
-                complain(error, path)
-    return Input(str(path), bool(video))
+        unknown = path.suffix.lower() not in suffixes() and find_spec("av")
+        video = is_animated(path) or bool(unknown and is_video(path))
+    return Input(str(path), path, video)
 
 
-def is_animated(path: Path) -> bool | None:
-    """Whether a picture has several frames that are shown in turn; None if it is no picture."""
-    kinds = PIL.Image.registered_extensions()
-    formats = {kinds[suffix] for suffix in suffixes()} & PIL.Image.OPEN.keys()
+def is_animated(path: Path) -> bool:
+    """Whether a file is a picture of several frames that are shown in turn."""
+    PIL.Image.init()
     try:
-        with PIL.Image.open(path, formats=[*formats]) as picture:
-            return picture.format in ANIMATIONS and getattr(picture, "is_animated", False)
+        with PIL.Image.open(path, formats=[*PIL.Image.OPEN.keys() & ANIMATIONS]) as picture:
+            return bool(getattr(picture, "is_animated", False))
     except Exception:  # decoders raise nearly anything on broken data
-        return None
+        return False
 
 
-def plot_paths(out: Path | None, inputs: Sequence[Input]) -> dict[Input, Path]:
-    """Where the plot of each photo or video goes, over nothing that is read or written besides;
-    empty if none is wanted."""
-    if out is None:
-        return {}
-    known: Collection[str] = new_figure().canvas.get_supported_filetypes()
+def place_plots(out: Path, inputs: Sequence[Input]) -> list[Input]:
+    """The inputs, each with where its plot goes."""
+    known: Iterable[str] = new_figure().canvas.get_supported_filetypes()
     if out.suffix and not out.is_dir():
         if len(inputs) != 1:
             raise ValueError(f"--plot {out}: for {len(inputs)} files name a folder")
         known = WRITABLE if inputs[0].video else known
         if out.suffix[1:].lower() not in known:
             raise ValueError(f"--plot {out}: the name must end in one of {', '.join(known)}")
-        if not out.parent.is_dir():
-            raise ValueError(f"--plot {out}: there is no folder {out.parent}")
-        plots = {inputs[0]: out}
-    else:
-        out.mkdir(parents=True, exist_ok=True)
-        plots = _plots_inside(out, inputs)
-    used = {_identity(Path(name)) for name, _ in inputs}
-    for path in (path for item, plot in plots.items() for path in _written(item, plot)):
-        if _identity(path) in used:
-            raise ValueError(f"--plot {out}: {path} is to be read or written: name another place")
-        used.add(_identity(path))
-    return plots
-
-
-def _plots_inside(out: Path, inputs: Sequence[Input]) -> dict[Input, Path]:
-    plots, used, copies = dict[Input, Path](), set[str](), Counter[str]()
-    stems = Counter(Path(name).stem.casefold() for name, _ in set(inputs))  # one may come twice
-    for item in dict.fromkeys(inputs):
-        path, suffix = Path(item.name), ".mp4" if item.video else ".png"
+        return [inputs[0]._replace(plot=out)]
+    out.mkdir(parents=True, exist_ok=True)
+    placed, paths = list[Input](), {item: Path(item.name) for item in inputs}
+    stems = Counter(path.stem.casefold() for path in paths.values())
+    for item in inputs:
         # Files of one name in different folders get the whole path as their name.
-        alone = stems[path.stem.casefold()] == 1
-        base = path.stem if alone else "_".join(path.relative_to(path.anchor).parts)
-        plot = out / f"{base}{suffix}"
-        # Some systems ignore the case of names.
-        while used & (names := {str(name).casefold() for name in _written(item, plot)}):
-            copies[base.casefold()] += 1
-            plot = out / f"{base} ({copies[base.casefold()] + 1}){suffix}"
-        used |= names
-        plots[item] = plot
-    return plots
+        path = paths[item]
+        whole = "_".join(path.relative_to(path.anchor).parts)
+        base = path.stem if stems[path.stem.casefold()] == 1 else whole
+        placed.append(item._replace(plot=out / f"{base}{'.mp4' if item.video else '.png'}"))
+    return placed
 
 
-def _written(item: Input, plot: Path) -> list[Path]:
-    return [plot, course_path(plot)] if item.video else [plot]
+def check_written(output: Path | None, inputs: Iterable[Input]) -> None:
+    """A ValueError if a file cannot be written, or would go over one that is read or written."""
+    if output and output.exists() and not output.is_file():
+        raise ValueError(f"--output {output}: is a folder or a device")
+    written = [path for item in set(inputs) for path in item.written()]
+    used = {_identity(item.source) for item in inputs if isinstance(item.source, Path)}
+    for path in [*written, output] if output else written:
+        if not path.parent.is_dir():
+            raise ValueError(f"{path}: there is no folder {path.parent}")
+        if _identity(path) in used:
+            raise ValueError(f"{path} is to be read or written: name another place")
+        used.add(_identity(path))
 
 
-def course_path(plot: Path) -> Path:
-    """Where the picture of each person's course goes, beside a video that is written."""
-    return plot.with_name(f"{plot.stem}-course.png")
-
-
-def _identity(path: Path) -> object:
-    """The same for all names of one file."""
-    try:
-        return path.stat().st_dev, path.stat().st_ino
-    except OSError:
-        return path.resolve()
-
-
-def save_plot(plot: Path, draw: Callable[[], Figure]) -> bool:
-    """Whether a figure could be drawn and written; if not, it is said why."""
-    try:
-        save_figure(draw(), plot)
-    except (ValueError, OSError) as error:
-        complain(error, plot)
-        return False
-    return True
+def _identity(path: Path) -> str:
+    """The same for all names of a file; some systems ignore their case."""
+    return str(path.resolve()).casefold()

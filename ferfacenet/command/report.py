@@ -1,4 +1,5 @@
-"""What the ``ferfacenet`` command prints: lines of text, JSON and CSV about faces."""
+"""What the ``ferfacenet`` command prints, by tqdm, which does so above a progress bar: lines of
+text, JSON and CSV about faces."""
 
 from __future__ import annotations
 
@@ -8,12 +9,16 @@ import io
 import json
 import sys
 from array import array
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import asdict, replace
 from itertools import islice
-from typing import IO, TYPE_CHECKING, Any, TypeAlias, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from tqdm import tqdm
+
+import ferfacenet
 
 if TYPE_CHECKING:
     from ferfacenet import Face, TrackedFace
@@ -22,8 +27,9 @@ _Face = TypeVar("_Face", bound="Face")
 # Of each person, by number: the seconds, and as many probabilities for each as there are names.
 Tracks: TypeAlias = dict[int, "tuple[array[float], array[float]]"]
 
-_KEYS = ("track", "box", "score", "label", "confidence", "probabilities", "raw")
-_BAR = 40
+_NOBODY = dict.fromkeys(("track", "box", "score", "label", "confidence", "probabilities", "raw"))
+_BOX = ("x0", "y0", "x1", "y1")
+_BAR = 40  # blocks for 100 %
 
 
 class Report:
@@ -31,21 +37,21 @@ class Report:
     ``kinds`` holds True if there are videos, and False if there are photos."""
 
     def __init__(self, options: argparse.Namespace, names: Sequence[str], kinds: set[bool]) -> None:
-        self._json, self._csv, self._top = options.json, options.csv, options.top
-        self._names, self._mixed = names, len(kinds) > 1
-        face = ["x0", "y0", "x1", "y1", "score", "label", "confidence", *names]
-        start = ["file" if self._mixed else "video", "frame", "seconds", "track"]
-        video = [*start, *face, *(f"raw {name}" for name in names)]
-        self._columns = video if True in kinds else ["image", *face]
-        if self._csv:
-            self._table(self._columns, [])
+        self._options, self._names, self._mixed = options, names, options.csv and len(kinds) > 1
+        columns = [self._key("image"), *_BOX, "score", "label", "confidence", *names]
+        if True in kinds:
+            raw = [f"raw {name}" for name in names]
+            columns = [self._key("video"), "frame", "seconds", "track", *columns[1:], *raw]
+        self._table = csv.DictWriter(sys.stdout, columns, "", "ignore", lineterminator="\n")
+        if options.csv:
+            self._table.writeheader()
 
     def photo(self, name: str, faces: Sequence[Face]) -> None:
-        rows = [face.to_dict() for face in faces]
-        if self._json:
-            say(json.dumps({"image": name, "faces": rows}))
-        elif self._csv:
-            self._table([name, *[""] * 3 * self._mixed], rows)
+        start, rows = {self._key("image"): name}, [face.to_dict() for face in faces]
+        if self._options.json:
+            tqdm.write(json.dumps(start | {"faces": rows}))
+        elif self._options.csv:
+            self._cells(start, rows or [_NOBODY])
         else:
             blocks = []
             for index, row in enumerate(rows):
@@ -57,47 +63,67 @@ class Report:
 
     def frame(self, name: str, index: int, seconds: float, faces: Sequence[TrackedFace]) -> None:
         """A line for each face of a video's frame, or one for a frame without; no text."""
-        start = {"video": name, "frame": index, "seconds": round(seconds, 3)}
-        rows = [face.to_dict() for face in faces]
-        if self._json:
-            for row in rows or [dict.fromkeys(_KEYS)]:
-                say(json.dumps(start | row))
-        elif self._csv:
-            self._table([*start.values()], rows)
+        start = {self._key("video"): name, "frame": index, "seconds": round(seconds, 3)}
+        rows = [face.to_dict() for face in faces] or [_NOBODY]
+        if self._options.csv:
+            self._cells(start, rows)
+        for row in rows if self._options.json else ():
+            tqdm.write(json.dumps(start | row))
 
     def video(self, name: str, tracks: Tracks) -> None:
         """Each person's mean probabilities, as text only."""
         blocks, step = [], len(self._names)
         for number, (times, values) in tracks.items():
-            chances = {n: sum(values[i::step]) / len(times) for i, n in enumerate(self._names)}
+            means = [sum(values[index::step]) / len(times) for index in range(step)]
+            chances = sorted(zip(means, self._names, strict=True), reverse=True)
             span = f"{times[0]:.1f} to {times[-1]:.1f} s, {len(times)} frames"
-            ranked = dict(sorted(chances.items(), key=lambda chance: -chance[1]))
-            blocks.append((f"person {number}, {span}: {next(iter(ranked))}", ranked))
-        if not self._json and not self._csv:
+            title = f"person {number}, {span}: {chances[0][1]}"
+            blocks.append((title, {key: mean for mean, key in chances}))
+        if not self._options.json and not self._options.csv:
             self._bars(name, blocks)
+
+    def _key(self, kind: str) -> str:
+        return "file" if self._mixed else kind
 
     def _bars(self, name: str, blocks: Sequence[tuple[str, dict[str, float]]]) -> None:
         """Under each title a line for each of the first expressions."""
-        lines = [] if blocks else [f"{printable(name)}: no face"]
         block = "█" if "█".encode(sys.stdout.encoding or "ascii", "ignore") else "#"
+        if not blocks:
+            tqdm.write(f"{printable(name)}: no face")
         for title, chances in blocks:
-            lines.append(f"{printable(name)}: {title}")
+            tqdm.write(f"{printable(name)}: {title}")
             width = max(map(len, chances))
-            for key, value in islice(chances.items(), self._top):
-                bar = f"{100 * value:5.1f} %  {block * round(_BAR * value)}"
-                lines.append(f"  {key:<{width}} {bar}".rstrip())
-        say("\n".join(lines))
+            for key, value in islice(chances.items(), self._options.top):
+                bar = block * round(_BAR * value)
+                tqdm.write(f"  {key:<{width}} {100 * value:5.1f} %  {bar}".rstrip())
 
-    def _table(self, start: list[Any], rows: Sequence[dict[str, Any]]) -> None:
-        """A line for each face, or one for none, whose cells are in the order of JSON's keys."""
-        for row in rows or [{}]:
-            cells = start.copy()
-            for value in row.values():
-                parts = [value[name] for name in self._names] if isinstance(value, dict) else value
-                cells += parts if isinstance(parts, list) else [parts]
-            line = io.StringIO()
-            csv.writer(line).writerow(cells + [""] * (len(self._columns) - len(cells)))
-            say(line.getvalue()[:-2])  # the writer quotes what is in its line ends, "\r\n"
+    def _cells(self, start: dict[str, Any], rows: Sequence[dict[str, Any]]) -> None:
+        for row in rows:
+            box = dict(zip(_BOX, row["box"] or (), strict=False))
+            raw = {f"raw {name}": value for name, value in (row.get("raw") or {}).items()}
+            with tqdm.external_write_mode():
+                self._table.writerow(start | row | box | (row["probabilities"] or {}) | raw)
+
+
+def list_weights(as_json: bool) -> None:
+    """A line for each of the registered weights; as text with the figures of the default views."""
+    for name, info in ferfacenet.list_pretrained().items():
+        figures = [f"{key} {value:.1%}" for key, value in info.metrics.items() if " flip " in key]
+        size = f"{info.parameters / 1e6:.1f} M parameters, {info.size / 1e6:.1f} MB"
+        text = f"{name}: {', '.join(info.categories)}; {size}; {', '.join(figures)}"
+        tqdm.write(json.dumps({"name": name} | asdict(info)) if as_json else text)
+
+
+@contextmanager
+def write_to(path: Path) -> Generator[None]:
+    """Let what is printed go to a file, which appears when all is printed."""
+    from ferfacenet.weights import open_atomically  # needs torch, for which --help does not wait
+
+    with open_atomically(path) as file:
+        text = io.TextIOWrapper(file, "utf-8", "backslashreplace", "\n", write_through=True)
+        with redirect_stdout(text):
+            yield
+        text.detach()  # or it would close the file, which is not at its place yet
 
 
 def doubt(faces: Iterable[_Face], least: float) -> list[_Face]:
@@ -113,9 +139,4 @@ def printable(text: object) -> str:
 def complain(problem: object, name: object = None) -> None:
     """Say on stderr what is wrong, with the name of the file if it does not say it."""
     text = f"{name}: {problem}" if name and str(name) not in str(problem) else problem
-    say(f"ferfacenet: {printable(text)}", sys.stderr)
-
-
-def say(text: str, file: IO[str] | None = None) -> None:
-    """Print a line above the progress bar, if one is being drawn."""
-    tqdm.write(text, file=file or sys.stdout)
+    tqdm.write(f"ferfacenet: {printable(text)}", sys.stderr)
