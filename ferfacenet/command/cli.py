@@ -22,7 +22,7 @@ _EXAMPLE = """\
 examples:
   ferfacenet photo.jpg                    the probabilities as bars, one block a face
   ferfacenet photo.jpg --plot out.png     and the photo with its histograms
-  ferfacenet --json holiday/ -o out.jsonl every photo in a folder, one JSON object a line
+  ferfacenet --json holiday/ -o out.json  every photo in a folder, one JSON object a line
   cat photo.jpg | ferfacenet -            a photo from stdin
   ferfacenet clip.mp4 --plot out.mp4      a video, who is in it and how they look
   ferfacenet --camera 0 --json            a camera, one JSON object a face and line, until Ctrl-C

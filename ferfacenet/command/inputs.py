@@ -9,7 +9,7 @@ import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -38,9 +38,8 @@ class Input(NamedTuple):
 
     def written(self) -> list[Path]:
         """The plot, and of a video beside it the picture of each person's course."""
-        if self.plot is None or not self.video:
-            return [self.plot] if self.plot else []
-        return [self.plot, self.plot.with_name(f"{self.plot.stem}-course.png")]
+        plot = [self.plot] if self.plot else []
+        return plot + [one.with_name(f"{one.stem}-course.png") for one in plot if self.video]
 
 
 def find_inputs(options: argparse.Namespace) -> tuple[list[Input], bool]:
@@ -55,9 +54,7 @@ def find_inputs(options: argparse.Namespace) -> tuple[list[Input], bool]:
 
         pillow_heif.register_heif_opener()
     for name in options.files:
-        inside, whole = _find(name)
-        inputs += inside
-        fine &= whole
+        fine &= _find(name, inputs)
     if videos := [item.name for item in inputs if item.video]:
         if options.align == "never":
             raise ValueError(f"{videos[0]}: --align never is for photos, and this is a video")
@@ -65,24 +62,28 @@ def find_inputs(options: argparse.Namespace) -> tuple[list[Input], bool]:
     return inputs, fine
 
 
-def _find(name: str) -> tuple[list[Input], bool]:
+def _find(name: str, inputs: list[Input]) -> bool:
+    """Add what a FILE stands for; returns whether all of it could be seen."""
     if name in ("-", "/dev/stdin"):
         if sys.stdin is None or sys.stdin.isatty():
             raise ValueError("-: no photo on stdin; give it one: ferfacenet - < photo.jpg")
         data = io.BytesIO(sys.stdin.buffer.read(MAX_BYTES + 1))
         data.name = "stdin"
-        return [Input(data.name, data)], True
-    if is_url(name):
+        inputs.append(Input(data.name, data))
+    elif is_url(name):
         raise ValueError(f"{name}: a URL: download it first, or read a stream with --stream URL")
-    if os.path.isdir(name):  # noqa: PTH112  # Path's raises where a folder is locked
-        return _find_inside(Path(name))
-    # Windows' shells, for instance, leave *.jpg as it is.
-    found = [] if os.path.exists(name) else sorted(glob.glob(name, recursive=True))  # noqa: PTH110, PTH207
-    return [_input(Path(one)) for one in found or [name]], True
+    elif os.path.isdir(name):  # noqa: PTH112  # Path's raises where a folder is locked
+        return _find_inside(Path(name), inputs)
+    elif os.path.exists(name):  # noqa: PTH110  # Path's raises
+        inputs.append(_input(Path(name)))
+    else:  # Windows' shells, for instance, leave *.jpg as it is
+        found = sorted(glob.glob(name, recursive=True))  # noqa: PTH207
+        inputs += [_input(Path(one)) for one in found or [name]]
+    return True
 
 
-def _find_inside(folder: Path) -> tuple[list[Input], bool]:
-    """The photos and videos below a folder, by name; and whether all of it could be seen."""
+def _find_inside(folder: Path, inputs: list[Input]) -> bool:
+    """Add the photos and videos below a folder, by name."""
     errors, known = list[OSError](), suffixes()
     walk = os.walk(folder, onerror=errors.append)
     inside = sorted(Path(place, name) for place, _, names in walk for name in names)
@@ -93,13 +94,14 @@ def _find_inside(folder: Path) -> tuple[list[Input], bool]:
         raise ValueError(f"{folder}: no photos or videos in this folder")
     for error in errors:
         complain(error)
-    inputs = found if find_spec("av") else [item for item in found if not item.video]
-    others = set(inside) - {item.source for item in inputs}
+    readable = found if find_spec("av") else [item for item in found if not item.video]
+    others = set(inside) - {item.source for item in readable}
     if skipped := Counter(path.suffix.lower() or path.name for path in others):
         note = f"{folder}: other files skipped: {skipped.total()} ({', '.join(sorted(skipped))})"
         note += "; pip install pillow-heif to read .heic" if ".heic" in skipped else ""
-        complain(note + ('; pip install ".[video]" to read videos' if inputs != found else ""))
-    return inputs, not errors
+        complain(note + ('; pip install ".[video]" to read videos' if readable != found else ""))
+    inputs += readable
+    return not errors
 
 
 def _input(path: Path) -> Input:
@@ -124,23 +126,24 @@ def is_animated(path: Path) -> bool:
 def place_plots(out: Path, inputs: Sequence[Input]) -> list[Input]:
     """The inputs, each with where its plot goes."""
     known: Iterable[str] = new_figure().canvas.get_supported_filetypes()
-    if out.suffix and not out.is_dir():
-        if len(inputs) != 1:
-            raise ValueError(f"--plot {out}: for {len(inputs)} files name a folder")
-        known = WRITABLE if inputs[0].video else known
-        if out.suffix[1:].lower() not in known:
-            raise ValueError(f"--plot {out}: the name must end in one of {', '.join(known)}")
-        return [inputs[0]._replace(plot=out)]
-    out.mkdir(parents=True, exist_ok=True)
-    placed, paths = list[Input](), {item: Path(item.name) for item in inputs}
-    stems = Counter(path.stem.casefold() for path in paths.values())
-    for item in inputs:
-        # Files of one name in different folders get the whole path as their name.
-        path = paths[item]
-        whole = "_".join(path.relative_to(path.anchor).parts)
-        base = path.stem if stems[path.stem.casefold()] == 1 else whole
-        placed.append(item._replace(plot=out / f"{base}{'.mp4' if item.video else '.png'}"))
-    return placed
+    if not out.suffix or out.is_dir():
+        out.mkdir(parents=True, exist_ok=True)
+        stems = Counter(Path(item.name).stem.casefold() for item in set(inputs))
+        return [_place(out, item, stems) for item in inputs]
+    if len(inputs) != 1:
+        raise ValueError(f"--plot {out}: for {len(inputs)} files name a folder")
+    known = WRITABLE if inputs[0].video else known
+    if out.suffix[1:].lower() not in known:
+        raise ValueError(f"--plot {out}: the name must end in one of {', '.join(known)}")
+    return [inputs[0]._replace(plot=out)]
+
+
+def _place(folder: Path, item: Input, stems: Mapping[str, int]) -> Input:
+    """Files of one name in different folders get the whole path as their name."""
+    path = Path(item.name)
+    whole = "_".join(path.relative_to(path.anchor).parts)
+    name = path.stem if stems[path.stem.casefold()] == 1 else whole
+    return item._replace(plot=folder / f"{name}{'.mp4' if item.video else '.png'}")
 
 
 def check_written(output: Path | None, inputs: Iterable[Input]) -> None:

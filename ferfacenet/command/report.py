@@ -37,33 +37,35 @@ class Report:
     ``kinds`` holds True if there are videos, and False if there are photos."""
 
     def __init__(self, options: argparse.Namespace, names: Sequence[str], kinds: set[bool]) -> None:
-        self._options, self._names, self._mixed = options, names, options.csv and len(kinds) > 1
-        columns = [self._key("image"), *_BOX, "score", "label", "confidence", *names]
+        self._options, self._names = options, names
+        both = options.csv and len(kinds) > 1
+        self._photo, self._video = ("file", "file") if both else ("image", "video")
+        columns = [self._photo, *_BOX, "score", "label", "confidence", *names]
         if True in kinds:
             raw = [f"raw {name}" for name in names]
-            columns = [self._key("video"), "frame", "seconds", "track", *columns[1:], *raw]
+            columns = [self._video, "frame", "seconds", "track", *columns[1:], *raw]
         self._table = csv.DictWriter(sys.stdout, columns, "", "ignore", lineterminator="\n")
         if options.csv:
             self._table.writeheader()
 
     def photo(self, name: str, faces: Sequence[Face]) -> None:
-        start, rows = {self._key("image"): name}, [face.to_dict() for face in faces]
+        start, rows = {self._photo: name}, [face.to_dict() for face in faces]
         if self._options.json:
             tqdm.write(json.dumps(start | {"faces": rows}))
         elif self._options.csv:
             self._cells(start, rows or [_NOBODY])
         else:
             blocks = []
-            for index, row in enumerate(rows):
+            for number, row in enumerate(rows, 1):
                 x0, y0, x1, y1 = map(round, row["box"])
-                number = f" {index + 1} of {len(rows)}" if len(rows) > 1 else ""
-                title = f"face{number}, x {x0} to {x1}, y {y0} to {y1}: {row['label']}"
+                which = f" {number} of {len(rows)}" if len(rows) > 1 else ""
+                title = f"face{which}, x {x0} to {x1}, y {y0} to {y1}: {row['label']}"
                 blocks.append((title, row["probabilities"]))
             self._bars(name, blocks)
 
     def frame(self, name: str, index: int, seconds: float, faces: Sequence[TrackedFace]) -> None:
         """A line for each face of a video's frame, or one for a frame without; no text."""
-        start = {self._key("video"): name, "frame": index, "seconds": round(seconds, 3)}
+        start = {self._video: name, "frame": index, "seconds": round(seconds, 3)}
         rows = [face.to_dict() for face in faces] or [_NOBODY]
         if self._options.csv:
             self._cells(start, rows)
@@ -72,27 +74,22 @@ class Report:
 
     def video(self, name: str, tracks: Tracks) -> None:
         """Each person's mean probabilities, as text only."""
+        if self._options.json or self._options.csv:
+            return
         blocks, step = [], len(self._names)
         for number, (times, values) in tracks.items():
             means = [sum(values[index::step]) / len(times) for index in range(step)]
-            chances = sorted(zip(means, self._names, strict=True), reverse=True)
+            chances = dict(sorted(zip(self._names, means, strict=True), key=lambda pair: -pair[1]))
             span = f"{times[0]:.1f} to {times[-1]:.1f} s, {len(times)} frames"
-            title = f"person {number}, {span}: {chances[0][1]}"
-            blocks.append((title, {key: mean for mean, key in chances}))
-        if not self._options.json and not self._options.csv:
-            self._bars(name, blocks)
-
-    def _key(self, kind: str) -> str:
-        return "file" if self._mixed else kind
+            blocks.append((f"person {number}, {span}: {next(iter(chances))}", chances))
+        self._bars(name, blocks)
 
     def _bars(self, name: str, blocks: Sequence[tuple[str, dict[str, float]]]) -> None:
         """Under each title a line for each of the first expressions."""
         block = "█" if "█".encode(sys.stdout.encoding or "ascii", "ignore") else "#"
-        if not blocks:
-            tqdm.write(f"{printable(name)}: no face")
-        for title, chances in blocks:
+        width = max(map(len, self._names), default=0)
+        for title, chances in blocks or [("no face", {})]:
             tqdm.write(f"{printable(name)}: {title}")
-            width = max(map(len, chances))
             for key, value in islice(chances.items(), self._options.top):
                 bar = block * round(_BAR * value)
                 tqdm.write(f"  {key:<{width}} {100 * value:5.1f} %  {bar}".rstrip())
