@@ -8,9 +8,7 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,14 +16,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import PHOTO, PORTRAITS, faces, full_disk, python_path, run
+from conftest import PHOTO, PORTRAITS, faces, full_disk, run
 from PIL import Image
 
 from ferfacenet import list_pretrained, load_pretrained, predict_faces, predict_proba
 from ferfacenet.command import read
 from ferfacenet.command.cli import main
 
-COMMAND = [sys.executable, "-m", "ferfacenet"]
 Capture = pytest.CaptureFixture[str]
 Patch = pytest.MonkeyPatch
 
@@ -57,19 +54,6 @@ def give(data: bytes, patch: Patch) -> None:
     patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
 
 
-def interrupt(patch: Patch, name: str, after: int, *kinds: signal.Signals) -> None:
-    """Send signals, as a user or another program does, at a call of a function."""
-    function: Callable[..., Any] = getattr(read, name)
-    calls = iter(range(after))
-
-    def called(*arguments: Any, **options: Any) -> Any:
-        for kind in kinds if next(calls, None) is None else ():
-            signal.raise_signal(kind)
-        return function(*arguments, **options)
-
-    patch.setattr(read, name, called)
-
-
 def test_the_photo_of_the_readme(capsys: Capture) -> None:
     assert main([str(PHOTO)]) == 0
     title, *rows = capsys.readouterr().out.splitlines()
@@ -80,28 +64,21 @@ def test_the_photo_of_the_readme(capsys: Capture) -> None:
     assert [row.count("█") for row in rows] == pytest.approx([v * 0.4 for v in values], abs=0.6)
 
 
-def test_json_is_what_predict_proba_says_by_default(
+def test_json_is_what_predict_proba_says_in_the_views_that_are_asked_for(
     crop: Path, weights: Path, capsys: Capture
 ) -> None:
-    (first, second), err = ask(weights, capsys, "--align", "never", crop, PHOTO)
-    assert (first["image"], second["image"], err) == (str(crop), str(PHOTO), "")
-    (face,) = first["faces"]
-    assert face["box"] == [0, 0, 48, 48] and face["score"] is None
-    model = load_pretrained(weights)
-    expected = dict(
-        zip(model.categories or (), predict_proba(model, crop)[0].tolist(), strict=True)
-    )
-    assert face["probabilities"] == pytest.approx(expected, abs=2e-6)
-    assert face["label"] == max(expected, key=expected.__getitem__)
-    assert face["confidence"] == pytest.approx(max(expected.values()), abs=2e-6)
-
-
-def test_the_views_that_are_asked_for(weights: Path, capsys: Capture) -> None:
-    answers = [
-        str(ask(weights, capsys, "--align", "never", PHOTO, *options)[0])
-        for options in ([], ["--tta", "flip"], ["--tta", "ten_crop"], ["--tta", "none"])
-    ]
-    assert answers[0] == answers[1] and len(set(answers)) == 3
+    model, tta = load_pretrained(weights), {"flip": "flip", "ten_crop": "ten_crop", "none": None}
+    for name, views in [("flip", {}), *((name, {"tta": tta[name]}) for name in tta)]:
+        options = ["--tta", name] if views else []
+        (first, second), err = ask(weights, capsys, "--align", "never", crop, PHOTO, *options)
+        assert (first["image"], second["image"], err) == (str(crop), str(PHOTO), "")
+        (face,) = first["faces"]
+        assert face["box"] == [0, 0, 48, 48] and face["score"] is None
+        chances = predict_proba(model, crop, **views)[0].tolist()
+        expected = dict(zip(model.categories or (), chances, strict=True))
+        assert face["probabilities"] == pytest.approx(expected, abs=2e-6)
+        assert face["label"] == max(expected, key=expected.__getitem__)
+        assert face["confidence"] == pytest.approx(max(chances), abs=2e-6)
 
 
 @pytest.mark.parametrize("name", ["-", "/dev/stdin"])
@@ -129,18 +106,6 @@ def test_a_stdin_that_holds_no_photo_is_one_error(
             monkeypatch.setattr(sys, "stdin", stdin)
             (line,) = ask(weights, capsys, "-", status=2)[1].splitlines()
             assert "no photo on stdin" in line
-
-
-def test_a_bad_file_among_many_is_named_and_the_rest_done(
-    crop: Path, weights: Path, tmp_path: Path, capsys: Capture
-) -> None:
-    bad, absent = tmp_path / "bad.jpg", tmp_path / "absent*.png"
-    bad.write_text("no picture")
-    given = [bad, crop, absent, crop]
-    answers, err = ask(weights, capsys, "--align", "never", *given, status=1)
-    assert [answer["image"] for answer in answers] == [str(crop)] * 2
-    first, second = err.splitlines()
-    assert str(bad) in first and f"No such file or directory: '{absent}'" in second
 
 
 def test_a_folder_is_every_picture_below_it(
@@ -172,35 +137,25 @@ def test_patterns_that_a_shell_leaves_as_they_are(
 
 
 def test_a_folder_that_is_locked_is_named_and_the_rest_done(
-    crop: Path, weights: Path, tmp_path: Path
+    crop: Path, weights: Path, tmp_path: Path, monkeypatch: Patch, capsys: Capture
 ) -> None:
     photos = [tmp_path / "folder" / name for name in ("a.png", "locked/b.png", "open/c.png")]
     for photo in photos:
         photo.parent.mkdir(parents=True, exist_ok=True)
         photo.write_bytes(crop.read_bytes())
-    locked, alone = photos[1].parent, tmp_path / "alone"
-    alone.mkdir()
-    for folder in (locked, alone):
-        folder.chmod(0)
-    # Root may read all, unless it gives up its right to.
-    caps = "-dac_override,-dac_read_search"
-    drop = ["setpriv", f"--bounding-set={caps}", f"--inh-caps={caps}"] if os.geteuid() == 0 else []
-    if drop and not shutil.which("setpriv"):
-        pytest.skip("root can read every folder, and there is no setpriv to change that")
-    if subprocess.run([*drop, "ls", str(locked)], capture_output=True).returncode == 0:
-        pytest.skip("this user can read every folder")
-    done = subprocess.run(
-        [*drop, *COMMAND, "--json", "--align", "never", "--weights", str(weights),
-         *map(str, (photos[0].parent, alone, photos[1], crop))],
-        capture_output=True, text=True, env=os.environ | {"PYTHONPATH": python_path()},
-    )  # fmt: skip
-    assert done.returncode == 1
-    read = [json.loads(line)["image"] for line in done.stdout.splitlines()]
-    assert read == [str(photos[0]), str(photos[2]), str(crop)]
-    said = done.stderr.splitlines()
-    assert len(said) == 3 and all("Permission denied" in line for line in said)
-    for line, path in zip(said, (locked, alone, photos[1]), strict=True):
-        assert str(path) in line
+    locked, scan = photos[1].parent, os.scandir
+
+    def scandir(path: Any) -> Any:  # root, whom CI may run this as, can read every folder
+        if Path(path) == locked:
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    for alone, seen in ((False, photos[::2]), (True, [])):
+        folder = locked if alone else photos[0].parent
+        answers, err = ask(weights, capsys, folder, crop, status=1)
+        assert [answer["image"] for answer in answers] == [*map(str, seen), str(crop)]
+        assert err == f"ferfacenet: [Errno 13] Permission denied: '{locked}'\n"
 
 
 def test_plots(crop: Path, weights: Path, tmp_path: Path, capsys: Capture) -> None:
@@ -227,27 +182,19 @@ def test_no_two_photos_share_a_plot(
 ) -> None:
     pytest.importorskip("matplotlib", reason="needs the plot extra")
     monkeypatch.chdir(tmp_path)
-    names = {
-        "a/c.png": "a_c.png.png",
-        "b/C.png": "b_C.png.png",
-        "d.png": "d.png.png",
-        "d.bmp": "d.bmp.png",
-        "Only.png": "Only.png",
-    }
+    names = {"a/c.png": "a_c.png.png", "b/C.png": "b_C.png.png", "d.bmp": "d.png"}
     for index, name in enumerate(names):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         picture = Image.new("L", (48, 48), 40 * index)
         picture.putpixel((40, 40), 255)  # of one plain colour it would be refused
         picture.save(name)
-    ask(weights, capsys, "--align", "never", *names, "Only.png", "--plot", "plots")
-    assert {path.name for path in Path("plots").iterdir()} == set(names.values())
-    corners = [Image.open(Path("plots", plot)).getpixel((60, 160)) for plot in names.values()]
-    assert corners == [(40 * index,) * 3 + (255,) for index in range(len(names))]
-    for name in ("A", "a"):  # which some systems hold for one folder
-        Path(name).mkdir(exist_ok=True)
-        shutil.copy("d.png", f"{name}/e.png")
-    err = ask(weights, capsys, "a/e.png", "A/e.png", "--plot", "plots", status=2)[1]
-    assert "a_e.png" in err.lower() and "read or written" in err
+    ask(weights, capsys, "--align", "never", *names, "d.bmp", "--plot", "plots")
+    corners = {p.name: Image.open(p).getpixel((60, 160)) for p in Path("plots").iterdir()}
+    assert corners == {plot: (40 * i,) * 3 + (255,) for i, plot in enumerate(names.values())}
+    Path("A").mkdir(exist_ok=True)  # which some systems take for the folder a
+    shutil.copy("a/c.png", "A/c.png")
+    err = ask(weights, capsys, "a/c.png", "A/c.png", "--plot", "plots", status=2)[1]
+    assert "_c.png.png is to be read or written" in err
 
 
 def test_a_plot_that_cannot_be_written_is_named_and_the_rest_done(
@@ -271,11 +218,12 @@ def test_a_plot_that_cannot_be_written_is_named_and_the_rest_done(
 def test_output_is_a_file_with_what_stdout_would_have(
     sky: Path, weights: Path, tmp_path: Path, capsys: Capture
 ) -> None:
-    out, absent = tmp_path / "out", tmp_path / "absent.jpg"
+    out, absent = tmp_path / "out", tmp_path / "absent*.jpg"
     given = ["--weights", str(weights), str(sky), str(absent), str(PORTRAITS)]
     for form in (["--json"], ["--csv"], []):
         assert main([*form, *given]) == 1
         said = capsys.readouterr()
+        assert said.err == f"ferfacenet: [Errno 2] No such file or directory: '{absent}'\n"
         assert main([*form, *given, "--output", str(out)]) == 1
         assert capsys.readouterr() == ("", said.err)
         assert out.read_text() == said.out and said.out.count("\n") > 1
@@ -288,44 +236,35 @@ def test_output_is_a_file_with_what_stdout_would_have(
         assert f"{wrong}" in err and why in err  # before the device is looked for
 
 
-@pytest.mark.parametrize("kinds", [(signal.SIGINT,), (signal.SIGTERM, signal.SIGTERM)])
+@pytest.mark.parametrize("kinds", [[signal.SIGINT], [signal.SIGTERM] * 2])  # as timeout(1) may
 def test_an_interrupt_leaves_whole_plots_and_an_older_output(
-    kinds: tuple[signal.Signals, ...], crop: Path, weights: Path, tmp_path: Path,
+    kinds: list[signal.Signals], crop: Path, weights: Path, tmp_path: Path,
     monkeypatch: Patch, capsys: Capture,
 ) -> None:  # fmt: skip
-    """``timeout`` sends its signal twice."""
     pytest.importorskip("matplotlib", reason="needs the plot extra")
-    photos, plots, out = tmp_path / "photos", tmp_path / "plots", tmp_path / "out.jsonl"
-    photos.mkdir()
+    plots, out = tmp_path / "plots", tmp_path / "out.jsonl"
+    photos = [tmp_path / f"{index:02}.png" for index in range(12)]
     plots.mkdir()
-    for index in range(20):
-        (photos / f"{index:02}.png").write_bytes(crop.read_bytes())
-        (plots / f"{index:02}.png").write_bytes(b"older")
-    out.write_text("older")
-    interrupt(monkeypatch, "plot_faces", 3, *kinds)
-    answers, err = ask(
-        weights, capsys, photos, "--align", "never", "--plot", plots, "-o", out,
-        status=128 + kinds[0],
-    )  # fmt: skip
-    assert err == "ferfacenet: interrupted\n" and not answers and out.read_text() == "older"
-    drawn = sorted(plot for plot in plots.iterdir() if plot.read_bytes() != b"older")
-    assert len(drawn) == 3 and len(list(plots.iterdir())) == 20
-    for plot in drawn:
+    for path in photos:
+        path.write_bytes(crop.read_bytes())
+    for path in (out, *(plots / path.name for path in photos)):
+        path.write_bytes(b"older")
+    draw, calls = read.plot_faces, iter(range(3))
+
+    def drawn(*arguments: Any) -> Any:
+        for kind in kinds if next(calls, None) is None else ():
+            signal.raise_signal(kind)
+        return draw(*arguments)
+
+    monkeypatch.setattr(read, "plot_faces", drawn)
+    options, status = ["--align", "never", "--plot", plots, "-o", out], 128 + kinds[0]
+    answers, err = ask(weights, capsys, *photos, *options, status=status)
+    assert err == "ferfacenet: interrupted\n" and not answers and out.read_bytes() == b"older"
+    drawn_ones = [plot for plot in plots.iterdir() if plot.read_bytes() != b"older"]
+    assert len(drawn_ones) == 3 and len(list(plots.iterdir())) == 12
+    for plot in drawn_ones:
         Image.open(plot).load()
     assert not list(tmp_path.glob(".*"))
-
-
-def test_an_interrupt_is_no_traceback(
-    crop: Path, weights: Path, monkeypatch: Patch, capsys: Capture
-) -> None:
-    def interrupted(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
-
-    for place in ("ferfacenet.load_pretrained", "ferfacenet.photos.find_faces"):
-        monkeypatch.setattr(place, interrupted)
-        assert main(["--weights", str(weights), str(crop)]) == 130
-        assert capsys.readouterr().err == "ferfacenet: interrupted\n"
-        monkeypatch.undo()
 
 
 def test_photos_with_no_face_one_and_two(
@@ -421,9 +360,8 @@ def test_outputs_that_are_closed_or_full(
 
 def test_help_and_version_do_not_wait_for_torch() -> None:
     code = """
-import sys
+import runpy, sys
 sys.modules["torch"] = sys.modules["numpy"] = None
-import runpy
 runpy.run_module("ferfacenet", run_name="__main__")
 """
     for option, said in {"--help": "videos:\n  --every N", "--version": "ferfacenet 0."}.items():
@@ -458,10 +396,8 @@ def test_a_wrong_command_is_one_line(
     assert main([*map(str, arguments), str(crop)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("ferfacenet: ") and said in line and len(line) < 300
-
-
-def test_a_name_that_no_file_can_have_is_one_line(weights: Path, capsys: Capture) -> None:
-    assert ask(weights, capsys, "x" * 5000, status=1)[1].count("\n") == 1
+    assert main(["x" * 5000]) == 1  # what some versions of Python cannot even look for
+    assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_a_gpu_is_taken_where_there_is_one(crop: Path, weights: Path, capsys: Capture) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import io
 import itertools
 import json
 import os
@@ -21,7 +20,7 @@ import numpy as np
 import pytest
 from conftest import PHOTO, PORTRAITS, full_disk
 from PIL import Image
-from videos import av, shift, torn, write
+from videos import av, make, shift, torn, write
 
 from ferfacenet import ImprovedVGG19, predict_video
 from ferfacenet.command import read
@@ -51,7 +50,7 @@ def animate(path: Path, count: int = 3) -> Path:
 def test_photos_and_videos_are_each_read_as_what_they_are(
     clip: Path, weights: Path, tmp_path: Path, capsys: Capture
 ) -> None:
-    bare, photo = tmp_path / "clip.xyz", tmp_path / "photo"
+    bare, photo = tmp_path / "shot:12.xyz", tmp_path / "\x1b[31m shot:12"
     bare.write_bytes(clip.read_bytes())
     photo.write_bytes(PHOTO.read_bytes())
     absent, torn_one = tmp_path / "absent.jpg", next(torn(clip, tmp_path))
@@ -202,20 +201,6 @@ def test_json_and_csv_have_a_line_for_each_face_and_for_each_frame_without(
     assert [row["track"] for row in rows[-1:]] == [None]
 
 
-def test_names_that_would_steer_a_terminal_or_a_parser(
-    clip: Path, weights: Path, tmp_path: Path, capsys: Capture
-) -> None:
-    odd, absent = tmp_path / "\x1b[31m a\nb.mp4", tmp_path / "\x1b\n.mp4"
-    odd.symlink_to(clip)
-    ask(weights, "--csv", "--every", 10, odd)
-    header, *rows = csv.reader(io.StringIO(capsys.readouterr().out, newline=""))
-    assert {row[0] for row in rows} == {str(odd)} and {*map(len, rows)} == {len(header)}
-    ask(weights, "--every", 10, odd, absent, status=1)
-    said = capsys.readouterr()
-    assert said.err.count("\n") == 1 and "person 1" in said.out
-    assert all(line.isprintable() for text in said for line in text.split("\n"))
-
-
 def test_a_summary_of_each_person(clip: Path, weights: Path, capsys: Capture) -> None:
     ask(weights, clip, "--top", 2)
     title, *chances = capsys.readouterr().out.splitlines()
@@ -256,17 +241,6 @@ def test_a_wrong_command_is_one_line(
     ask(weights, *arguments, status=2)
     (line,) = capsys.readouterr().err.splitlines()
     assert said in line
-
-
-def test_names_with_a_colon_are_files(
-    clip: Path, weights: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    for name, source in {"shot:12.mp4": clip, "shot:12.jpg": PHOTO}.items():
-        Path(name).write_bytes(source.read_bytes())
-    ask(weights, "--json", "shot:12.jpg", "shot:12.mp4", "--every", 12)
-    kinds = [("image", "shot:12.jpg"), ("video", "shot:12.mp4")]
-    assert read_as(capsys.readouterr().out) == kinds
 
 
 class Sender(BaseHTTPRequestHandler):
@@ -441,17 +415,7 @@ def test_a_progress_bar_knows_how_many_frames_there_are(
 
 def test_the_sound_of_a_file_is_kept(weights: Path, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="needs the plot extra")
-    path, out = tmp_path / "clip.mp4", tmp_path / "out.mp4"
-    with av.open(str(path), "w") as file:
-        video = file.add_stream("libx264", rate=20, height=240, width=320)
-        audio = file.add_stream("aac", rate=8000, layout="mono")
-        sound = av.AudioFrame.from_ndarray(np.zeros((1, 8000), np.float32), "fltp", "mono")
-        sound.sample_rate = 8000
-        file.mux([*audio.encode(sound), *audio.encode(None)])
-        for index in range(20):
-            picture = av.VideoFrame.from_ndarray(shift(index), format="rgb24")
-            file.mux(video.encode(picture))
-        file.mux(video.encode(None))
-    ask(weights, path, "--plot", out, "--every", 4)
-    with av.open(str(out)) as file:
+    path = make(tmp_path / "clip.mp4", [shift(index) for index in range(10)], sound=1)
+    ask(weights, path, "--plot", tmp_path / "out.mp4", "--every", 4)
+    with av.open(str(tmp_path / "out.mp4")) as file:
         assert len(file.streams.audio) == 1
