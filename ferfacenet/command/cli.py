@@ -12,7 +12,6 @@ import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
 from itertools import groupby
-from operator import attrgetter
 from pathlib import Path
 
 import ferfacenet
@@ -93,7 +92,7 @@ def _main(options: argparse.Namespace) -> int:
 
     with output:
         report = Report(options, model.categories or (), {item.video for item in inputs})
-        for video, group in groupby(inputs, attrgetter("video")):
+        for video, group in groupby(inputs, lambda item: item.video):
             if not video:
                 fine &= read_photos(model, list(group), report, options)
                 continue
@@ -159,7 +158,7 @@ def make_parser() -> argparse.ArgumentParser:
 def _check(options: argparse.Namespace) -> None:
     from ferfacenet.faces.types import Limits
 
-    Limits(options.min_size, options.min_score, options.max_faces)
+    options.limits = Limits(options.min_size, options.min_score, options.max_faces)
     options.tta = None if options.tta == "none" else options.tta
     for name, least in {"top": 1, "every": 1, "fps": 0.001, "smooth": 0}.items():
         value = getattr(options, name)

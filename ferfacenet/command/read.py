@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import math
-import sys
 from array import array
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,16 +15,15 @@ from typing import TYPE_CHECKING
 import torch
 from tqdm import tqdm
 
-from ferfacenet import DetectedFace, FaceTracker, ImprovedVGG19, draw_faces, plot_faces
+from ferfacenet import DetectedFace, ImprovedVGG19, draw_faces, plot_faces, predict_video
 from ferfacenet.command.inputs import Input, is_animated
 from ferfacenet.command.report import Report, Tracks, complain, doubt
-from ferfacenet.faces.types import Limits
 from ferfacenet.images import Photo, open_photo
 from ferfacenet.photos import find_ahead, read_all
 from ferfacenet.plots import plot_tracks, save_figure
 from ferfacenet.reading import attempt, search_ahead
 from ferfacenet.transforms import take_centre
-from ferfacenet.video.frames import count_frames, read_frames
+from ferfacenet.video.frames import count_frames
 from ferfacenet.video.writer import VideoWriter
 
 if TYPE_CHECKING:
@@ -37,14 +36,13 @@ def read_photos(
     """Read photos, many at a time; returns whether all could be."""
     fine, files = True, [photo.source for photo in photos]
     if options.align == "auto":
-        limits = Limits(options.min_size, options.min_score, options.max_faces)
-        found = find_ahead(files, limits, model.mean.device)
+        found = find_ahead(files, options.limits, model.mean.device)
     else:
         found = search_ahead(
             files, open_photo, lambda opened: [attempt(_take_centre, photo) for _, photo in opened]
         )
-    many = len(photos) > 1 and sys.stderr.isatty()
-    bar = tqdm(total=len(photos), unit="img", disable=not many)
+    # None: the bar is shown where stderr is a terminal.
+    bar = tqdm(total=len(photos), unit="img", disable=None if len(photos) > 1 else True)
     with bar, closing(read_all(model, found, options.tta)) as read:
         for photo, faces in zip(photos, read, strict=True):
             bar.update()
@@ -72,33 +70,30 @@ def read_video(
     model: ImprovedVGG19, video: Input, report: Report, options: argparse.Namespace
 ) -> bool:
     """Read a video to its end, or as far as that can be; returns whether it could."""
-    tracker = FaceTracker(
-        model, smooth=options.smooth, tta=options.tta,
-        min_size=options.min_size, min_score=options.min_score, max_faces=options.max_faces,
+    fine, frame, tracks, plot = True, None, Tracks(), video.plot
+    file = video.source if isinstance(video.source, Path) else None
+    frames = predict_video(
+        model, video.source, stream=isinstance(video.source, str), every=options.every,
+        fps=options.fps, smooth=options.smooth, tta=options.tta, **asdict(options.limits),
     )  # fmt: skip
-    fine, count, tracks, shown = True, 0, Tracks(), sys.stderr.isatty()
-    plot, file = video.plot, video.source if isinstance(video.source, Path) else None
     try:
         with ExitStack() as stack:
             # Sequences and animations have no sound, and are not for FFmpeg.
             sound = file if file and file.is_file() and not is_animated(file) else None
             writer = plot and stack.enter_context(VideoWriter(plot, sound, options.every))
-            total = count_frames(file) if file and shown else None
-            total = total and -(-total // options.every)
-            bar = stack.enter_context(tqdm(total=total, unit="frame", disable=not shown))
-            streamed = isinstance(video.source, str)
-            frames = read_frames(video.source, options.every, options.fps, stream=streamed)
-            for index, seconds, image in stack.enter_context(closing(frames)):
-                faces = doubt(tracker.update(image, seconds), options.min_confidence)
+            total = count_frames(file) if file else None
+            total = total and math.ceil(total / options.every)
+            bar = stack.enter_context(tqdm(total=total, unit="frame", disable=None))
+            for frame in stack.enter_context(closing(frames)):
+                faces = doubt(frame.faces, options.min_confidence)
                 for face in faces:
                     times, values = tracks.setdefault(face.track, (array("d"), array("d")))
-                    times.append(seconds)
+                    times.append(frame.seconds)
                     values.extend(face.probabilities.values())
-                report.frame(video.name, index, seconds, faces)
+                report.frame(video.name, frame.index, frame.seconds, faces)
                 if writer:
-                    writer.write(draw_faces(image, faces), seconds)
+                    writer.write(draw_faces(frame.image, faces), frame.seconds)
                 bar.update()
-                count += 1
     except BrokenPipeError:
         raise
     except (ValueError, OSError) as error:
@@ -109,7 +104,7 @@ def read_video(
             raise
         complain("interrupted")  # as a camera or a stream ends
     finally:  # also after Ctrl-C, or where the file is torn
-        if count:
+        if frame:
             longest = dict(sorted(tracks.items(), key=lambda track: -len(track[1][0])))
             report.video(video.name, longest)
             for course in video.written()[1:]:
@@ -120,9 +115,7 @@ def read_video(
 
 def _save_plot(plot: Path, draw: Callable[[], Figure]) -> bool:
     """Whether a figure could be drawn and written; if not, it is said why."""
-    try:
-        save_figure(draw(), plot)
-    except (ValueError, OSError) as error:
-        complain(error, plot)
-        return False
-    return True
+    failure = attempt(lambda: save_figure(draw(), plot))
+    if failure:
+        complain(failure, plot)
+    return not failure
