@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import functools
 import itertools
 import json
 import os
 import signal
 import sys
 import threading
-import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -83,24 +83,16 @@ def test_photos_and_videos_are_each_read_as_what_they_are(
 
 
 def test_a_table_of_both_has_the_columns_of_videos(
-    clip: Path, weights: Path, tmp_path: Path, capsys: Capture
+    clip: Path, weights: Path, capsys: Capture
 ) -> None:
-    sky = tmp_path / "sky.png"
-    Image.new("RGB", (120, 90), (90, 140, 220)).save(sky)
-
-    def table(*arguments: object) -> list[dict[str, str]]:
-        ask(weights, "--csv", "--every", 23, *arguments)
-        return list(csv.DictReader(capsys.readouterr().out.splitlines()))
-
-    photo, frame, wall, none = table(PHOTO, clip, sky)
-    (alone,), videos = table(PHOTO), table(clip)
-    assert [*photo] == ["file", *list(videos[0])[1:]] and None not in {*photo, *none}
-    for row, name in ((frame, "video"), (wall, "video")):
-        row[name] = row.pop("file")
-    assert [frame, wall] == videos
-    assert photo.pop("file") == alone.pop("image") == str(PHOTO)
-    assert {name: photo.pop(name) for name in alone} == alone and alone["label"]
-    assert none.pop("file") == str(sky) and {*photo.values(), *none.values()} == {""}
+    tables = list[list[dict[str, str]]]()
+    for given in ([PHOTO, clip], [PHOTO], [clip]):
+        ask(weights, "--csv", "--every", 23, *given)
+        tables.append(list(csv.DictReader(capsys.readouterr().out.splitlines())))
+    (photo, *frames), (alone,), videos = tables
+    assert [*photo] == ["file", *list(videos[0])[1:]] and photo.pop("file") == alone.pop("image")
+    assert frames == [{"file": row.pop("video")} | row for row in videos] and len(frames) == 2
+    assert {name: photo.pop(name) for name in alone} == alone and {*photo.values()} == {""}
 
 
 @pytest.mark.parametrize("kind", ["gif", "png", "webp", "avif", "sequence"])
@@ -166,14 +158,6 @@ def test_without_the_extra_photos_are_read_as_ever_and_the_remedy_is_named(
     assert said.out.count("\n") == 1 and "skipped: 1 (.mp4); pip install" in said.err
 
 
-def test_photos_alone_do_not_import_what_reads_videos(
-    weights: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delitem(sys.modules, "av", raising=False)
-    ask(weights, PHOTO)
-    assert "av" not in sys.modules
-
-
 def test_json_and_csv_have_a_line_for_each_face_and_for_each_frame_without(
     clip: Path, weights: Path, model: ImprovedVGG19, capsys: Capture
 ) -> None:
@@ -224,52 +208,18 @@ def test_plots(clip: Path, weights: Path, tmp_path: Path, capsys: Capture) -> No
         assert said in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        ([], "name files"), (["--camera", 0, "a.mp4"], "one of these"),
-        (["--camera", 0, "--stream", "http://a"], "one of these"),
-        (["https://a/b.jpg"], "download it first"), (["rtsp://a/live"], "--stream URL"),
-        (["a.mp4", "--every", 0], "--every"), (["a.mp4", "--smooth", -1], "--smooth"),
-        (["a.mp4", "--fps", 0], "--fps"), (["a.mp4", "--align", "never"], "--align"),
-        (["--camera", 0, "--align", "never"], "--align"),
-    ],
-)  # fmt: skip
-def test_a_wrong_command_is_one_line(
-    arguments: list[object], said: str, weights: Path, capsys: Capture
-) -> None:
-    ask(weights, *arguments, status=2)
-    (line,) = capsys.readouterr().err.splitlines()
-    assert said in line
-
-
-class Sender(BaseHTTPRequestHandler):
-    """Sends ``data``, slowly over and over if it is told to, as a camera does."""
-
-    data, forever = b"", False
-
-    def do_GET(self) -> None:
-        self.send_response(200)
-        if not self.forever:
-            self.send_header("Content-Length", str(len(self.data)))
-        self.end_headers()
-        with contextlib.suppress(OSError):  # the other side has gone
-            self.wfile.write(self.data)
-            while self.forever:
-                time.sleep(0.1)
-                self.wfile.write(self.data)
-
+class Quiet(SimpleHTTPRequestHandler):
     def log_message(self, *_: object) -> None:
         pass
 
 
 @contextlib.contextmanager
-def served(data: bytes, forever: bool = False) -> Iterator[str]:
-    """The address at which the data is sent."""
-    sender = type("Sender", (Sender,), {"data": data, "forever": forever})
-    with ThreadingHTTPServer(("127.0.0.1", 0), sender) as server:
+def served(file: Path) -> Iterator[str]:
+    """The address at which a file is sent."""
+    handler = functools.partial(Quiet, directory=file.parent)
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever).start()
-        yield f"127.0.0.1:{server.server_address[1]}/live.ts"
+        yield f"127.0.0.1:{server.server_address[1]}/{file.name}"
         server.shutdown()
 
 
@@ -277,7 +227,7 @@ def test_a_stream_to_its_end(weights: Path, tmp_path: Path, capsys: Capture) -> 
     file = write(tmp_path / "clip.ts", [shift(2 * index) for index in range(12)])
     ask(weights, "--csv", file)
     header, *rows = csv.reader(capsys.readouterr().out.splitlines())
-    with served(file.read_bytes()) as place:
+    with served(file) as place:
         ask(weights, "--csv", "--stream", f"http://me:secret@{place}")
         said = capsys.readouterr()
     again, *streamed = csv.reader(said.out.splitlines())
@@ -306,7 +256,7 @@ def test_an_interrupt_leaves_whole_files_and_is_the_end_of_a_stream(
         return draw(*arguments)
 
     monkeypatch.setattr(read, "draw_faces", drawn)
-    with served(file.read_bytes(), forever=True) as place:
+    with served(file) as place:
         source = ["--stream", f"http://{place}"] if live else [file]
         status = 0 if live else 128 + kind
         ask(weights, "--json", *source, "--plot", out, "-o", lines, status=status)
@@ -319,50 +269,43 @@ def test_an_interrupt_leaves_whole_files_and_is_the_end_of_a_stream(
     assert {path.name for path in tmp_path.iterdir() if path != lines} == names
 
 
-@pytest.mark.parametrize("name", ["pipe", "pipe.mp4", "pipe.gif"])
-def test_a_fifo_is_an_error_at_once_and_the_rest_done(
-    name: str, weights: Path, tmp_path: Path, capsys: Capture
-) -> None:
-    os.mkfifo(tmp_path / name)
-    ask(weights, "--json", tmp_path / name, PHOTO, status=1)
-    said = capsys.readouterr()
-    assert said.out.count("\n") == 1
-    (line,) = said.err.splitlines()
-    assert name in line
-
-
-def test_a_full_disk_is_named_and_leaves_the_older_file(
+def test_fifos_are_errors_at_once_and_the_rest_done(
     weights: Path, tmp_path: Path, capsys: Capture
 ) -> None:
-    pytest.importorskip("matplotlib", reason="needs the plot extra")
-    random, out = np.random.default_rng(0), tmp_path / "out.mp4"
-    noise = [random.integers(0, 255, (240, 320, 3), np.uint8) for _ in range(8)]
-    path = write(tmp_path / "clip.mp4", noise)
-    out.write_bytes(b"older")
-    with full_disk():
-        ask(weights, "--json", path, "--plot", out, status=1)
-    (line,) = capsys.readouterr().err.splitlines()
-    assert out.read_bytes() == b"older" and str(out) in line
+    pipes = [tmp_path / name for name in ("pipe", "pipe.mp4", "pipe.gif")]
+    for pipe in pipes:
+        os.mkfifo(pipe)
+    ask(weights, "--json", *pipes, PHOTO, status=1)
+    said = capsys.readouterr()
+    assert said.out.count("\n") == 1
+    for pipe, line in zip(pipes, said.err.splitlines(), strict=True):
+        assert f"{pipe}: is a folder or a device" in line
 
 
-def test_a_plot_leaves_older_files_where_nothing_is_read_and_what_is_beside_it(
+def test_a_plot_leaves_older_files_where_it_fails_and_what_is_beside_it(
     clip: Path, weights: Path, tmp_path: Path, capsys: Capture
 ) -> None:
     pytest.importorskip("matplotlib", reason="needs the plot extra")
     outs = [tmp_path / name for name in ("out.mp4", "out-course.png", "out.png")]
-    junk = tmp_path / "junk.mp4"
+    junk, random = tmp_path / "junk.mp4", np.random.default_rng(0)
     junk.write_text("no video")
+    noise = [random.integers(0, 255, (240, 320, 3), np.uint8) for _ in range(8)]
+    large = write(tmp_path / "large.mp4", noise)
     for older in (False, True):
         for path in outs if older else ():
             path.write_bytes(b"older")
         for source in (tmp_path / "absent.mp4", junk):
             ask(weights, source, "--plot", outs[0], status=1)
             assert str(source) in capsys.readouterr().err
-            assert {*tmp_path.iterdir()} == {junk, *(outs if older else ())}
+            assert {*tmp_path.iterdir()} == {junk, large, *(outs if older else ())}
             assert not older or {path.read_bytes() for path in outs} == {b"older"}
+    with full_disk():
+        ask(weights, "--json", large, "--plot", outs[0], status=1)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert outs[0].read_bytes() == b"older" and str(outs[0]) in line
     ask(weights, clip, "--plot", outs[0], "--every", 12)
     assert [path.read_bytes() == b"older" for path in outs] == [False, False, True]
-    assert len(list(tmp_path.iterdir())) == 4
+    assert {*tmp_path.iterdir()} == {junk, large, *outs}
 
 
 def test_no_plot_goes_over_what_is_read_or_written(
@@ -391,18 +334,6 @@ def test_no_plot_goes_over_what_is_read_or_written(
         assert "is to be read" in line
     ask(weights, video, "--plot", plots / "hard.mp4", "--every", 12)  # takes that name alone
     assert {path: path.read_bytes() for path in before} == before
-
-
-def test_photos_and_videos_of_one_folder_have_plots_of_their_own(
-    clip: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pytest.importorskip("matplotlib", reason="needs the plot extra")
-    monkeypatch.chdir(tmp_path)
-    for name, source in {"a.mp4": clip, "b.mp4": clip, "b.jpg": PHOTO}.items():
-        Path(name).write_bytes(source.read_bytes())
-    ask(weights, "a.mp4", "b.mp4", "b.jpg", "--every", 12, "--plot", "plots")
-    names = ["a-course.png", "a.mp4", "b.jpg.png", "b.mp4-course.png", "b.mp4.mp4"]
-    assert sorted(path.name for path in Path("plots").iterdir()) == names
 
 
 def test_a_progress_bar_knows_how_many_frames_there_are(
