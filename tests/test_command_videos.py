@@ -279,7 +279,7 @@ def test_fifos_are_errors_at_once_and_the_rest_done(
     said = capsys.readouterr()
     assert said.out.count("\n") == 1
     for pipe, line in zip(pipes, said.err.splitlines(), strict=True):
-        assert f"{pipe}: is a folder or a device" in line
+        assert f"{pipe}: is a pipe or a device" in line
 
 
 def test_a_plot_leaves_older_files_where_it_fails_and_what_is_beside_it(

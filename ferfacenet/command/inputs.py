@@ -74,8 +74,11 @@ def _find(name: str, inputs: list[Input]) -> bool:
         raise ValueError(f"{name}: a URL: download it first, or read a stream with --stream URL")
     elif os.path.isdir(name):  # noqa: PTH112  # Path's raises where a folder is locked
         return _find_inside(Path(name), inputs)
-    elif os.path.exists(name):  # noqa: PTH110  # Path's raises
+    elif os.path.isfile(name):  # noqa: PTH113
         inputs.append(_input(Path(name)))
+    elif os.path.exists(name):  # noqa: PTH110  # a pipe that nobody writes to would be waited for
+        complain("is a pipe or a device: give what it holds on stdin, as -", name)
+        return False
     else:  # Windows' shells, for instance, leave *.jpg as it is
         found = sorted(glob.glob(name, recursive=True))  # noqa: PTH207
         inputs += [_input(Path(one)) for one in found or [name]]
