@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115, PTH123
         elif isinstance(stream, io.TextIOWrapper):  # a file name that the console cannot show
             stream.reconfigure(errors="backslashreplace", line_buffering=True)
-    options = make_parser().parse_args(arguments)
+    options = _parser().parse_args(arguments)
     before = signal.signal(signal.SIGTERM, _terminate)
     try:
         with warnings.catch_warnings():
@@ -91,7 +91,8 @@ def _main(options: argparse.Namespace) -> int:
     from ferfacenet.command.read import read_photos, read_video
 
     with output:
-        report = Report(options, model.categories or (), {item.video for item in inputs})
+        videos = [item.video for item in inputs]
+        report = Report(options, model.categories or (), not all(videos), any(videos))
         for video, group in groupby(inputs, lambda item: item.video):
             if not video:
                 fine &= read_photos(model, list(group), report, options)
@@ -101,8 +102,7 @@ def _main(options: argparse.Namespace) -> int:
     return int(not fine)
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """The options; shtab makes completions for shells of it."""
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="ferfacenet",
         usage="%(prog)s [options] FILE ... | --camera N | --stream URL | --list",

@@ -24,24 +24,28 @@ if TYPE_CHECKING:
     from ferfacenet import Face, TrackedFace
 
 _Face = TypeVar("_Face", bound="Face")
-# Of each person, by number: the seconds, and as many probabilities for each as there are names.
+# By a person's number: the seconds at which they are seen, and the probabilities of all expressions
+# at the first of these, at the second and so on, one after another.
 Tracks: TypeAlias = dict[int, "tuple[array[float], array[float]]"]
 
+# Where there is no face: what each face has, empty.
 _NOBODY = dict.fromkeys(("track", "box", "score", "label", "confidence", "probabilities", "raw"))
 _BOX = ("x0", "y0", "x1", "y1")
 _BAR = 40  # blocks for 100 %
 
 
 class Report:
-    """Prints what is found in the form that is asked for. ``names`` are the expressions;
-    ``kinds`` holds True if there are videos, and False if there are photos."""
+    """Prints what is found, in the form that the options ask for."""
 
-    def __init__(self, options: argparse.Namespace, names: Sequence[str], kinds: set[bool]) -> None:
+    def __init__(
+        self, options: argparse.Namespace, names: Sequence[str], photos: bool, videos: bool
+    ) -> None:
+        """``names`` are the expressions; ``photos`` and ``videos`` whether there are any."""
         self._options, self._names = options, names
-        both = options.csv and len(kinds) > 1
+        both = options.csv and photos and videos  # of which one table has one first column
         self._photo, self._video = ("file", "file") if both else ("image", "video")
         columns = [self._photo, *_BOX, "score", "label", "confidence", *names]
-        if True in kinds:
+        if videos:
             raw = [f"raw {name}" for name in names]
             columns = [self._video, "frame", "seconds", "track", *columns[1:], *raw]
         self._table = csv.DictWriter(sys.stdout, columns, "", "ignore", lineterminator="\n")
