@@ -168,4 +168,4 @@ def _check(options: argparse.Namespace) -> None:
         raise ValueError(f"--min-confidence must be from 0 to 1, got {options.min_confidence}")
     sources = options.files, options.camera is not None, options.stream is not None, options.list
     if sum(map(bool, sources)) != 1:
-        raise ValueError("name files, a --camera, a --stream or --list, one of these")
+        raise ValueError("name files, a --camera, a --stream or --list: one of these; see --help")

@@ -9,7 +9,7 @@ import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -71,7 +71,8 @@ def _find(name: str, inputs: list[Input]) -> bool:
         data.name = "stdin"
         inputs.append(Input(data.name, data))
     elif is_url(name):
-        raise ValueError(f"{name}: a URL: download it first, or read a stream with --stream URL")
+        remedy = "download it first, or read a stream with --stream URL"
+        raise ValueError(f"{name}: must be a path, not a URL: {remedy}")
     elif os.path.isdir(name):  # noqa: PTH112  # Path's raises where a folder is locked
         return _find_inside(Path(name), inputs)
     elif os.path.isfile(name):  # noqa: PTH113
@@ -129,24 +130,22 @@ def is_animated(path: Path) -> bool:
 def place_plots(out: Path, inputs: Sequence[Input]) -> list[Input]:
     """The inputs, each with where its plot goes."""
     known: Iterable[str] = new_figure().canvas.get_supported_filetypes()
-    if not out.suffix or out.is_dir():
-        out.mkdir(parents=True, exist_ok=True)
-        stems = Counter(Path(item.name).stem.casefold() for item in set(inputs))
-        return [_place(out, item, stems) for item in inputs]
-    if len(inputs) != 1:
-        raise ValueError(f"--plot {out}: for {len(inputs)} files name a folder")
-    known = WRITABLE if inputs[0].video else known
-    if out.suffix[1:].lower() not in known:
-        raise ValueError(f"--plot {out}: the name must end in one of {', '.join(known)}")
-    return [inputs[0]._replace(plot=out)]
-
-
-def _place(folder: Path, item: Input, stems: Mapping[str, int]) -> Input:
-    """Files of one name in different folders get the whole path as their name."""
-    path = Path(item.name)
-    whole = "_".join(path.relative_to(path.anchor).parts)
-    name = path.stem if stems[path.stem.casefold()] == 1 else whole
-    return item._replace(plot=folder / f"{name}{'.mp4' if item.video else '.png'}")
+    if out.suffix and not out.is_dir():
+        if len(inputs) != 1:
+            raise ValueError(f"--plot {out}: for {len(inputs)} files name a folder")
+        known = WRITABLE if inputs[0].video else known
+        if out.suffix[1:].lower() not in known:
+            raise ValueError(f"--plot {out}: the name must end in one of {', '.join(known)}")
+        return [inputs[0]._replace(plot=out)]
+    out.mkdir(parents=True, exist_ok=True)
+    stems, placed = Counter(Path(item.name).stem.casefold() for item in set(inputs)), list[Input]()
+    for item in inputs:
+        path = Path(item.name)
+        # Files of one name in different folders get the whole path as their name.
+        whole = "_".join(path.relative_to(path.anchor).parts)
+        name = path.stem if stems[path.stem.casefold()] == 1 else whole
+        placed.append(item._replace(plot=out / f"{name}{'.mp4' if item.video else '.png'}"))
+    return placed
 
 
 def check_written(output: Path | None, inputs: Iterable[Input]) -> None:
