@@ -82,6 +82,7 @@ def space_files() -> Files:
         CARD_FILE: SPACE_CARD.format(sdk="gradio", file="app.py").encode(),
         "app.py": _pages.ROOT / "docs" / "examples" / "webcam_app.py",
         "requirements.txt": "\n".join([CPU_INDEX, *needs, "scipy", ""]).encode(),
+        **{f"photos/{path.name}": path for path in _pages.ROOT.glob("docs/photos/*.jpg")},
         **{
             path.relative_to(package.parent).as_posix(): path
             for path in sorted(package.rglob("*"))
