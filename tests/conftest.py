@@ -120,6 +120,19 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         browser.close()
 
 
+def paste(page: Any, photo: Path, event: str = "paste") -> None:
+    """Paste a file into a page in Chromium, or "drop" it there."""
+    code = """([event, bytes]) => {
+      const data = new DataTransfer();
+      data.items.add(new File([Uint8Array.from(bytes)], "photo.jpg", { type: "image/jpeg" }));
+      const Event = event === "paste" ? ClipboardEvent : DragEvent;
+      document.body.dispatchEvent(
+        new Event(event, { clipboardData: data, dataTransfer: data, bubbles: true }),
+      );
+    }"""
+    page.evaluate(code, [event, list(photo.read_bytes())])
+
+
 @pytest.fixture(scope="session")
 def fer2013_csv() -> Path:
     """The real FER2013 file; skips where it is absent, since it may not be redistributed."""

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
-from conftest import PHOTO, PORTRAITS, ROOT, encoded
+from conftest import PHOTO, PORTRAITS, ROOT, encoded, paste
 from PIL import Image
 
 from ferfacenet import load_pretrained, predict_faces
@@ -132,15 +132,7 @@ def test_what_has_no_face_gives_a_message(page: Any, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("event", "photo", "count"), [("paste", PHOTO, 1), ("drop", PORTRAITS, 2)])
 def test_a_photo_need_not_be_chosen(page: Any, event: str, photo: Path, count: int) -> None:
-    code = """([event, bytes]) => {
-      const data = new DataTransfer();
-      data.items.add(new File([Uint8Array.from(bytes)], "photo.jpg"));
-      const Event = event === "paste" ? ClipboardEvent : DragEvent;
-      document.body.dispatchEvent(
-        new Event(event, { clipboardData: data, dataTransfer: data, bubbles: true }),
-      );
-    }"""
-    page.evaluate(code, [event, list(photo.read_bytes())])
+    paste(page, photo, event)
     said(page, f"^{count} face")
     assert len(shown(page)) == count
 

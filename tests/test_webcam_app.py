@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import PHOTO, encoded
+from conftest import PHOTO, PORTRAITS, encoded, paste
 from PIL import Image
 
 pytest.importorskip("gradio", reason="needs the examples extra")
@@ -49,23 +49,27 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def page(browser: Any, address: str) -> Any:
-    page = browser.new_page()
+def page(browser: Any, address: str) -> Iterator[Any]:
+    """Opened; it asks for nothing elsewhere."""
+    page, asked = browser.new_page(), list[str]()
     page.set_default_timeout(120_000)
+    page.on("request", lambda request: asked.append(request.url))
     page.goto(address)
-    return page
+    yield page
+    assert {url.split(":")[0] for url in asked if not url.startswith(address)} <= {"data", "blob"}
 
 
 def shown(page: Any) -> np.ndarray[Any, Any]:
-    """The picture of the tab that is open, as RGB."""
-    element = page.locator("img:visible").first
+    """The picture with boxes on the tab that is open, as RGB."""
+    element = page.locator("img[src$=webp]:visible")
     element.wait_for()
     data = page.request.get(element.get_attribute("src")).body()
     with Image.open(io.BytesIO(data)) as picture:
         return np.asarray(picture.convert("RGB")).astype(int)
 
 
-def test_a_photo(page: Any) -> None:
+def test_one_photo_after_another(page: Any) -> None:
+    """Chosen, pasted and of the examples; the bars are of the face that is clicked."""
     page.set_input_files("input[type=file]", PHOTO)
     page.get_by_role("heading", name="happiness").wait_for()
     with Image.open(PHOTO) as photo:
@@ -74,6 +78,16 @@ def test_a_photo(page: Any) -> None:
     # The box around the face, and the label above it.
     assert 20 < rows[0] < 70 < 170 < rows[-1] < 200
     assert 150 < columns[0] < 190 < 260 < columns[-1] < 330
+    paste(page, PORTRAITS)
+    page.get_by_role("heading", name="neutral").wait_for()
+    assert shown(page).shape == (512, 967, 3)
+    picture = page.locator("img[src$=webp]:visible")
+    size = picture.bounding_box()
+    for x, y, label in ((0.24, 0.24, "happiness"), (0.5, 0.9, "happiness"), (0.77, 0.3, "neutral")):
+        picture.click(position={"x": x * size["width"], "y": y * size["height"]})
+        page.get_by_role("heading", name=label).wait_for()
+    page.locator(".gallery-item").first.click()
+    page.get_by_role("heading", name="happiness").wait_for()
 
 
 def test_what_is_no_picture_gives_a_message(page: Any, tmp_path: Path) -> None:
@@ -81,7 +95,6 @@ def test_what_is_no_picture_gives_a_message(page: Any, tmp_path: Path) -> None:
     broken.write_bytes(PHOTO.read_bytes()[:2000])
     wall.write_bytes(encoded(Image.new("RGB", (120, 90), (90, 140, 220))))
     for path, said in ((broken, "cannot be used: .*truncated"), (wall, "no face in this photo")):
-        page.get_by_label("Clear").first.click()
         page.set_input_files("input[type=file]", path)
         page.locator(".toast-body").filter(has_text=re.compile(said)).wait_for()
     assert "Traceback" not in page.content()
