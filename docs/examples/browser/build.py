@@ -54,6 +54,7 @@ def fetch_runtime(out: Path) -> None:
 def build(weights: str, out: Path) -> None:
     files = export_onnx.make_folder(weights)
     del files[export_onnx.READER.name]
+    config = json.loads(files.pop("config.json"))
     out.mkdir(exist_ok=True)
     for name, data in files.items():
         (out / name).write_bytes(data)
@@ -64,7 +65,6 @@ def build(weights: str, out: Path) -> None:
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     (out / "index.html").write_text(page.replace("sha256-", f"sha256-{digest}"))
     # How large files are the page has to know before they are there, for its progress bar.
-    config = json.loads((out / "config.json").read_text())
     config["files"] = {path.name: path.stat().st_size for path in sorted(out.iterdir())}
     (out / "config.json").write_text(json.dumps(config))
 
