@@ -214,6 +214,7 @@ def test_gunicorn_loads_the_model_before_it_forks(tmp_path: Path) -> None:
 
 def test_finetune_cuts_each_picture_at_a_place_of_its_own() -> None:
     finetune = runpy.run_path(str(EXAMPLES / "finetune.py"))
+    torch.manual_seed(0)
     places = torch.arange(48.0)[:, None] * 48 + torch.arange(48.0)  # a pixel's value is its place
     crops = finetune["augment"](places.expand(200, 1, 48, 48))
     assert crops.shape == (200, 1, 44, 44)
@@ -222,7 +223,8 @@ def test_finetune_cuts_each_picture_at_a_place_of_its_own() -> None:
     assert 50 < (crops[:, 0, 0, 0] > crops[:, 0, 0, -1]).sum() < 150
 
 
-def test_finetune_learns_own_classes(tmp_path: Path) -> None:
+@pytest.fixture
+def classes(tmp_path: Path) -> Path:
     """Faces with a bright top or a bright bottom: the bundled networks' heads know neither."""
     rng = np.random.default_rng(0)
     for kind, half in {"bottom": slice(24, 48), "top": slice(0, 24)}.items():
@@ -231,17 +233,53 @@ def test_finetune_learns_own_classes(tmp_path: Path) -> None:
             image = rng.integers(0, 100, (48, 48), np.uint8)
             image[half] += 120
             cv2.imwrite(str(tmp_path / "photos" / kind / f"{index}.png"), image)
+    return tmp_path / "photos"
+
+
+def test_finetune_learns_own_classes(classes: Path, photos: Path, tmp_path: Path) -> None:
+    """One of them has a single picture; among the others is what is none, or has no face."""
+    (classes / "astronaut").mkdir()
+    shutil.copy(PHOTO, classes / "astronaut")
+    (classes / "top" / "Thumbs.db").write_bytes(b"rubbish")
+    for name in ("broken.jpg", "wall.png"):
+        shutil.copy(photos / name, classes / "bottom")
     out, options = tmp_path / "out", ("--epochs", 15, "--weights", "fer2013-small")
-    done = run_example("finetune.py", tmp_path / "photos", out, *options)
+    done = run_example("finetune.py", classes, out, *options)
     assert done.returncode == 0, done.stderr
-    title, names, *rows = done.stdout.splitlines()
+    skipped = re.findall(r"skipped: .*photos/(\S+): ", done.stderr)
+    assert skipped == ["bottom/broken.jpg", "bottom/wall.png", "top/Thumbs.db"]
+    summary, title, names, *rows = done.stdout.splitlines()
+    assert summary == f"{out}: 3 classes, 17 pictures learned, 3 skipped"
     assert title.endswith("% of 4 held-out pictures right; read as:")
-    assert names.split() == [row.split()[0] for row in rows] == ["bottom", "top"]
-    assert sum(int(cell) for row in rows for cell in row.split()[1:]) == 4
+    assert names.split() == [row.split()[0] for row in rows] == ["astronaut", "bottom", "top"]
+    cells = [[int(cell) for cell in row.split()[1:]] for row in rows]
+    assert [sum(row) for row in cells] == [0, 2, 2]
     model = load_pretrained(str(out))
-    assert model.categories == ("bottom", "top")
+    assert model.categories == ("astronaut", "bottom", "top")
     source = json.loads((out / "config.json").read_text())["trained_on"]
-    assert source == "16 pictures of our own, from the weights fer2013-small"
-    pictures = sorted((tmp_path / "photos").glob("*/*"))
+    assert source == "17 pictures of our own, from the weights fer2013-small"
+    pictures = sorted(path for path in classes.glob("*/*") if re.match(r"\d", path.name))
     labels = predict_proba(model, pictures).argmax(1).tolist()
-    assert sum(labels[:10]) <= 1 and sum(labels[10:]) >= 9
+    assert labels[:10].count(1) >= 9 and labels[10:].count(2) >= 9
+
+
+def test_finetune_says_what_it_cannot_do(
+    classes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    finetune = runpy.run_path(str(EXAMPLES / "finetune.py"))["main"]
+
+    def run(folder: Path) -> None:
+        options = [str(tmp_path / "out"), "--epochs", "1", "--weights", "fer2013-small"]
+        monkeypatch.setattr(sys, "argv", ["finetune.py", str(folder), *options])
+        finetune()
+
+    for folder in (classes / "gone", classes / "top"):
+        with pytest.raises(SystemExit, match=f"{folder.name}: has to be a folder of two folders"):
+            run(folder)
+    for path in classes.glob("*/[1-9].png"):
+        path.unlink()
+    run(classes)
+    assert "none held out to measure on" in capsys.readouterr().out
+    (classes / "empty").mkdir()
+    with pytest.raises(SystemExit, match="empty: no picture with a face"):
+        run(classes)

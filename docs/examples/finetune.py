@@ -3,12 +3,14 @@
   pip install ".[examples]"
   python finetune.py photos/ my_weights/
 
-Each folder in photos/ is a class and holds its pictures: photos/calm/1.jpg, photos/tense/... A
-fifth of them is kept out of the training to measure on. What is saved is what save_pretrained
-writes: load_pretrained("my_weights") and the ferfacenet command (--weights my_weights) read it.
+Each folder in photos/ is a class and holds its pictures: photos/calm/1.jpg, photos/tense/... What
+cannot be read, or has no face, is named and skipped. A fifth of each class is kept out of the
+training to measure on. What is saved is what save_pretrained writes: load_pretrained("my_weights")
+and the ferfacenet command (--weights my_weights) read it.
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 import torch
@@ -17,6 +19,23 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ferfacenet import load_pretrained, predict_proba, preprocess, save_pretrained
+
+
+def read(folder: Path, names: tuple[str, ...]) -> tuple[Tensor, Tensor, int]:
+    """The faces of all classes, (N, 1, 48, 48), the class of each, (N,), and how many files were
+    skipped."""
+    faces, labels, skipped = [], [], 0
+    for label, name in enumerate(names):
+        for path in tqdm(sorted((folder / name).iterdir()), desc=name, unit="picture"):
+            try:
+                faces.append(preprocess(path))
+                labels.append(label)
+            except (ValueError, OSError) as error:
+                skipped += 1
+                tqdm.write(f"skipped: {error}", file=sys.stderr)
+        if label not in labels:
+            sys.exit(f"{folder / name}: no picture with a face; add some, or remove the folder")
+    return torch.stack(faces), torch.tensor(labels), skipped
 
 
 def augment(x: Tensor, crop: int = 44) -> Tensor:
@@ -38,12 +57,15 @@ def main() -> None:
     options = parser.parse_args()
     torch.manual_seed(0)
     model = load_pretrained(options.weights)
-    names = tuple(sorted(path.name for path in options.photos.iterdir() if path.is_dir()))
-    files = [(path, names.index(path.parent.name)) for path in sorted(options.photos.glob("*/*"))]
-    x = torch.stack([preprocess(path) for path, _ in tqdm(files, unit="picture")])
-    y = torch.tensor([label for _, label in files])
-    order = torch.randperm(len(files))
-    held_out, train = order[: len(files) // 5], order[len(files) // 5 :]
+    folders = sorted(path for path in options.photos.glob("[!.]*") if path.is_dir())
+    if len(folders) < 2:
+        sys.exit(f"{options.photos}: has to be a folder of two folders or more, one for each class")
+    names = tuple(path.name for path in folders)
+    x, y, skipped = read(options.photos, names)
+    order = torch.randperm(len(y))
+    # Every fifth of each class, so that one with few pictures still has some to learn from.
+    number = F.one_hot(y[order]).cumsum(0).gather(1, y[order, None])[:, 0]
+    held_out, train = order[number % 5 == 0], order[number % 5 > 0]
 
     model.reset_classifier(len(names))
     model.categories = names
@@ -71,13 +93,17 @@ def main() -> None:
     source = f"{len(train)} pictures of our own, from the weights {options.weights}"
     save_pretrained(model.eval(), options.out, trained_on=source)
     model = load_pretrained(options.out)
-    true, read = y[held_out], predict_proba(model, x[held_out]).argmax(1)
-    print(f"{(true == read).float().mean():.1%} of {len(true)} held-out pictures right; read as:")
+    print(f"{options.out}: {len(names)} classes, {len(train)} pictures learned, {skipped} skipped")
+    if not len(held_out):
+        print("none held out to measure on: that takes five pictures in a class")
+        return
+    true, found = y[held_out], predict_proba(model, x[held_out]).argmax(1)
+    print(f"{(true == found).float().mean():.1%} of {len(true)} held-out pictures right; read as:")
     count, width = len(names), max(map(len, names)) + 2
-    matrix = torch.bincount(count * true + read, minlength=count**2).view(count, count)
+    matrix = torch.bincount(count * true + found, minlength=count**2).view(count, count)
     print(" " * width + "".join(f"{name:>{width}}" for name in names))
     for name, row in zip(names, matrix.tolist(), strict=True):
-        print(f"{name:<{width}}" + "".join(f"{number:>{width}}" for number in row))
+        print(f"{name:<{width}}" + "".join(f"{cell:>{width}}" for cell in row))
 
 
 if __name__ == "__main__":
