@@ -11,10 +11,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,17 +20,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import PHOTO, ROOT, encoded, python_path, sharp
+from conftest import PHOTO, ROOT, encoded, python_path
 from PIL import Image
 
-from ferfacenet import ImprovedVGG19, detect_faces, load_pretrained, predict_proba, save_pretrained
+from ferfacenet import ImprovedVGG19, detect_faces, load_pretrained, predict_proba
 from ferfacenet.fast import prefers_bfloat16
 from ferfacenet.model import FER2013_CATEGORIES
 
 EXAMPLES = ROOT / "docs" / "examples"
 READABLE, BROKEN = ("a.jpg", "below/b.png", "crop.png"), ("broken.jpg", "empty.jpg", "wall.png")
-
-cv2 = pytest.importorskip("cv2", reason="needs the examples extra")
 
 
 def run_example(name: str, *arguments: object, **more: str) -> subprocess.CompletedProcess[str]:
@@ -44,33 +40,19 @@ def run_example(name: str, *arguments: object, **more: str) -> subprocess.Comple
 
 
 @pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A network that tells different pictures apart, if not expressions."""
-    folder = tmp_path_factory.mktemp("weights")
-    model = sharp(width=0.25)
-    model.temperature.fill_(6)
-    save_pretrained(model, folder, dtype=torch.float32)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def model(weights: Path) -> ImprovedVGG19:
-    return load_pretrained(str(weights))
-
-
-@pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A photo, another in a folder below, a face crop, a broken file, an empty one, a photo without
     a face, and what is no picture."""
     folder = tmp_path_factory.mktemp("photos")
     shutil.copy(PHOTO, folder / "a.jpg")
-    photo = cv2.imread(str(PHOTO))
     (folder / "below").mkdir()
-    cv2.imwrite(str(folder / "below" / "b.png"), photo[:300, 60:390, ::-1] // 2 + 60)
-    cv2.imwrite(str(folder / "crop.png"), cv2.resize(photo[67:172, 172:277], (48, 48)))
+    with Image.open(PHOTO) as photo:
+        part = photo.convert("RGB").crop((60, 0, 390, 300))
+        Image.eval(part, lambda value: value // 2 + 60).save(folder / "below" / "b.png")
+        photo.crop((172, 67, 277, 172)).resize((48, 48)).save(folder / "crop.png")
     (folder / "broken.jpg").write_bytes(PHOTO.read_bytes()[:2000])
     (folder / "empty.jpg").touch()
-    cv2.imwrite(str(folder / "wall.png"), np.full((120, 160, 3), 200, np.uint8))
+    Image.new("RGB", (160, 120), (200, 200, 200)).save(folder / "wall.png")
     (folder / "notes.txt").write_text("no picture")
     return folder
 
@@ -112,33 +94,24 @@ def test_ray_label(photos: Path, weights: Path, model: ImprovedVGG19, tmp_path: 
     check_labels({str(Path(r["path"]).relative_to(photos)): r for r in rows}, photos, model)
 
 
-@contextmanager
-def serving(*command: str, said: str, **more: str) -> Iterator[tuple[str, int]]:
-    """The address that a server, a Python module, names behind these words, and its process."""
-    with subprocess.Popen(
-        [sys.executable, "-m", *command], stderr=subprocess.PIPE, text=True,
-        env=os.environ | {"PYTHONPATH": python_path()} | more,
-    ) as process:  # fmt: skip
-        assert process.stderr is not None
-        log = ""
-        while not (found := re.search(rf"{said} (http://[\d.:]+)", log)):
-            line = process.stderr.readline()
-            assert line, log
-            log += line
-        try:
-            yield found[1], process.pid
-        finally:
-            process.terminate()
-
-
 @pytest.fixture
-def service(weights: Path, tmp_path: Path) -> Iterator[tuple[str, int]]:
+def service(weights: Path) -> Iterator[tuple[str, int]]:
     """The address of the running service, and its process."""
     for name in ("fastapi", "uvicorn", "httpx", "python_multipart"):
         pytest.importorskip(name, reason="needs the examples extra")
     command = ["uvicorn", "fastapi_service:app", "--app-dir", str(EXAMPLES), "--port", "0"]
-    with serving(*command, said="running on", FERFACENET_WEIGHTS=str(weights)) as running:
-        yield running
+    own = {"PYTHONPATH": python_path(), "FERFACENET_WEIGHTS": str(weights)}
+    with subprocess.Popen(
+        [sys.executable, "-m", *command], stderr=subprocess.PIPE, text=True, env=os.environ | own
+    ) as process:
+        assert process.stderr is not None
+        log = ""
+        while not (found := re.search(r"running on (http://[\d.:]+)", log)):
+            line = process.stderr.readline()
+            assert line, log
+            log += line
+        yield found[1], process.pid
+        process.terminate()
 
 
 def upload(address: str, data: bytes, field: str = "photo") -> Any:
@@ -186,32 +159,6 @@ def test_fastapi_service_bounds_the_memory_of_large_photos(service: tuple[str, i
     assert peak(*[3500] * 8) - least < 5 * one
 
 
-PRELOADED = """
-import ferfacenet
-model = ferfacenet.load_pretrained("fer2013-small")
-
-def app(environ, start_response):
-    (face,) = ferfacenet.predict_faces(model, environ["PATH_INFO"])
-    start_response("200 OK", [("Content-Type", "text/plain")])
-    return [face.label.encode()]
-"""
-
-
-def test_gunicorn_loads_the_model_before_it_forks(tmp_path: Path) -> None:
-    """A sync worker computes in its main thread, whose OpenMP threads stayed in the parent."""
-    pytest.importorskip("gunicorn", reason="needs the dev extra")
-    (tmp_path / "preloaded.py").write_text(PRELOADED)
-    command = ["gunicorn", "--preload", "--chdir", str(tmp_path), "--bind", "127.0.0.1:0"]
-    with (
-        serving(*command, "preloaded:app", said="Listening at:", OMP_NUM_THREADS="2") as (
-            address,
-            _,
-        ),
-        urllib.request.urlopen(f"{address}{PHOTO}", timeout=60) as reply,
-    ):
-        assert reply.read().decode() in FER2013_CATEGORIES
-
-
 def test_finetune_cuts_each_picture_at_a_place_of_its_own() -> None:
     finetune = runpy.run_path(str(EXAMPLES / "finetune.py"))
     torch.manual_seed(0)
@@ -232,7 +179,7 @@ def classes(tmp_path: Path) -> Path:
         for index in range(10):
             image = rng.integers(0, 100, (48, 48), np.uint8)
             image[half] += 120
-            cv2.imwrite(str(tmp_path / "photos" / kind / f"{index}.png"), image)
+            Image.fromarray(image).save(tmp_path / "photos" / kind / f"{index}.png")
     return tmp_path / "photos"
 
 
