@@ -14,9 +14,11 @@ from __future__ import annotations
 import hashlib
 import importlib
 import io
+import itertools
 import json
 import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,32 +31,24 @@ with atheris.instrument_imports(include=["ferfacenet", "PIL"]):
 
     PIL.Image.init()
     from ferfacenet import ImprovedVGG19, WeightsError, load_pretrained, save_pretrained
-    from ferfacenet.images import decode
+    from ferfacenet.images import FORMATS, decode
     from ferfacenet.weights import CONFIG_FILE, WEIGHTS_FILE
 
 
 def pictures() -> dict[str, bytes]:
-    """A small sound file of each kind that is read."""
+    """Small sound files of each format that is read, in each mode that it can hold."""
     colour = PIL.Image.fromarray(torch.randint(256, (12, 9, 3), dtype=torch.uint8).numpy())
     exif = PIL.Image.Exif()
     exif[0x0112] = 6
+    packed = {"exif": exif, "progressive": True, "lossless": True, "compression": "tiff_lzw"}
     several = {"save_all": True, "append_images": [colour.rotate(180)]}
-    kinds: list[tuple[str, str, dict[str, Any]]] = [
-        ("RGB", "PNG", {"exif": exif}), ("P", "PNG", {"transparency": 3}), ("I;16", "PNG", {}),
-        ("1", "PNG", {}), ("LA", "PNG", {}), ("RGB", "PNG", several), ("L", "JPEG", {}),
-        ("RGB", "JPEG", {"exif": exif}), ("RGB", "JPEG", {"progressive": True}),
-        ("CMYK", "JPEG", {}), ("RGB", "MPO", several), ("RGB", "WEBP", {"exif": exif}),
-        ("RGBA", "WEBP", {"lossless": True}), ("RGB", "WEBP", several), ("RGB", "GIF", several),
-        ("RGB", "BMP", {}), ("P", "BMP", {}), ("RGB", "TIFF", {"compression": "tiff_lzw"}),
-        ("1", "TIFF", {"compression": "group4"}), ("I;16", "TIFF", {}), ("F", "TIFF", {}),
-        ("RGB", "PPM", {}), ("I", "PPM", {}), ("RGB", "AVIF", {}),
-    ]  # fmt: skip
     files = {"text.pgm": b"P2 3 2 255\n0 50 100\n150 200 250\n", "pfm": b"Pf 1 1 -1.0\n\0\0\0\0"}
-    for number, (mode, kind, options) in enumerate(kinds):
-        if kind in PIL.Image.SAVE:
-            image = colour.convert("L").convert(mode) if mode[0] in "IF" else colour.convert(mode)
+    modes = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16", "I", "F")
+    for kind, mode, options in itertools.product(FORMATS, modes, ({}, packed, several)):
+        image = (colour.convert("L") if mode[0] in "IF" else colour).convert(mode)
+        with suppress(Exception):  # a format that lacks this mode
             image.save(buffer := io.BytesIO(), kind, **options)
-            files[f"{number}.{kind}"] = buffer.getvalue()
+            files[f"{mode}-{len(files)}.{kind}"] = buffer.getvalue()
     return files
 
 
