@@ -120,6 +120,18 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         browser.close()
 
 
+@pytest.fixture(scope="module")
+def page(browser: Any, address: str) -> Iterator[Any]:
+    """Opened at the address, which a test file gives; it asks for nothing elsewhere."""
+    page, asked = browser.new_page(), list[str]()
+    page.set_default_timeout(120_000)
+    page.on("request", lambda request: asked.append(request.url.removeprefix("blob:")))
+    page.goto(address)
+    yield page
+    assert len(asked) > 10
+    assert [url for url in asked if not url.startswith((address, "data:"))] == []
+
+
 def paste(page: Any, photo: Path, event: str = "paste") -> None:
     """Paste a file into a page in Chromium, or "drop" it there."""
     code = """([event, bytes]) => {

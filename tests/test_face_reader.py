@@ -187,18 +187,6 @@ def test_it_is_small_and_needs_three_packages(app: Path) -> None:
     assert sum(path.stat().st_size for path in app.iterdir()) < 4e6
 
 
-def test_its_numbers_are_the_librarys(app: Path, photos: ImprovedVGG19) -> None:
-    from ferfacenet.faces import framing, search
-
-    config = json.loads((app / "config.json").read_text())
-    assert config["categories"] == list(photos.categories or ())
-    assert (config["size"], config["tta"], config["levels"], config["int8"]) == (48, "flip", 1, 1)
-    for module in (search, framing):
-        for name, value in vars(module).items():
-            if name.isupper() and type(value) in (int, float):
-                assert config["search"][name.lstrip("_").lower()] == value
-
-
 def test_the_script_that_compares_photos(app: Path, module: Any, photos: ImprovedVGG19) -> None:
     script = runpy.run_path(str(ROOT / "docs" / "results" / "embedded" / "run.py"))
     found = script["compare_photos"](photos, app, ROOT / "docs" / "photos")

@@ -48,17 +48,6 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     assert "Traceback" not in (space / "log").read_text()
 
 
-@pytest.fixture(scope="module")
-def page(browser: Any, address: str) -> Iterator[Any]:
-    """Opened; it asks for nothing elsewhere."""
-    page, asked = browser.new_page(), list[str]()
-    page.set_default_timeout(120_000)
-    page.on("request", lambda request: asked.append(request.url))
-    page.goto(address)
-    yield page
-    assert {url.split(":")[0] for url in asked if not url.startswith(address)} <= {"data", "blob"}
-
-
 def shown(page: Any) -> np.ndarray[Any, Any]:
     """The picture with boxes on the tab that is open, as RGB."""
     element = page.locator("img[src$=webp]:visible")
