@@ -28,7 +28,7 @@ from ferfacenet.fast import prefers_bfloat16
 from ferfacenet.model import FER2013_CATEGORIES
 
 EXAMPLES = ROOT / "docs" / "examples"
-READABLE, BROKEN = ("a.jpg", "below/b.png", "crop.png"), ("broken.jpg", "empty.jpg", "wall.png")
+READABLE, BROKEN = ("ä.jpg", "below/b.png", "crop.png"), ("broken.jpg", "empty.jpg", "wall.png")
 
 
 def run_example(name: str, *arguments: object, **more: str) -> subprocess.CompletedProcess[str]:
@@ -44,7 +44,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A photo, another in a folder below, a face crop, a broken file, an empty one, a photo without
     a face, and what is no picture."""
     folder = tmp_path_factory.mktemp("photos")
-    shutil.copy(PHOTO, folder / "a.jpg")
+    shutil.copy(PHOTO, folder / "ä.jpg")
     (folder / "below").mkdir()
     with Image.open(PHOTO) as photo:
         part = photo.convert("RGB").crop((60, 0, 390, 300))
@@ -73,9 +73,10 @@ def check_labels(rows: dict[str, dict[str, Any]], photos: Path, model: ImprovedV
 
 def test_label_folder(photos: Path, weights: Path, model: ImprovedVGG19, tmp_path: Path) -> None:
     table = tmp_path / "labels.csv"
-    done = run_example("label_folder.py", photos, table, "--weights", weights)
+    plain = {"LC_ALL": "C", "PYTHONUTF8": "0"}  # a system whose encoding lacks the name's letter
+    done = run_example("label_folder.py", photos, table, "--weights", weights, **plain)
     assert done.returncode == 0, done.stderr
-    with table.open(newline="") as file:
+    with table.open(newline="", encoding="utf-8") as file:
         rows = {str(Path(row["path"]).relative_to(photos)): row for row in csv.DictReader(file)}
     check_labels(rows, photos, model)
 
@@ -123,7 +124,7 @@ def upload(address: str, data: bytes, field: str = "photo") -> Any:
 
 def test_fastapi_service(service: tuple[str, int], photos: Path, model: ImprovedVGG19) -> None:
     post = partial(upload, service[0])
-    uploads = [(photos / name).read_bytes() for name in ("a.jpg", "below/b.png")] * 2
+    uploads = [(photos / name).read_bytes() for name in ("ä.jpg", "below/b.png")] * 2
     with ThreadPoolExecutor(2) as pool:
         replies = list(pool.map(post, uploads))
     for data, reply in zip(uploads, replies, strict=True):

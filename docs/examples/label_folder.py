@@ -28,7 +28,8 @@ def main() -> None:
     model = load_pretrained(options.weights)
     paths = sorted(p for p in options.folder.rglob("*") if p.suffix.lower() in SUFFIXES)
     photos = predict_faces(model, tqdm(paths, unit="picture"), max_faces=1, errors="coerce")
-    with options.csv.open("w", newline="") as file:
+    # Names that are no text keep their bytes.
+    with options.csv.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         table = csv.writer(file)
         table.writerow(["path", "label", *model.categories])
         for path, faces in zip(paths, photos, strict=True):

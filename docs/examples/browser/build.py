@@ -60,10 +60,10 @@ def build(weights: str, out: Path) -> None:
         (out / name).write_bytes(data)
     fetch_runtime(out)
     shutil.copy(HERE / "faces.js", out)
-    page = (HERE / "index.html").read_text()
+    page = (HERE / "index.html").read_text("utf-8")
     (script,) = re.findall(r'<script type="module">(.*)</script>', page, re.DOTALL)
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    (out / "index.html").write_text(page.replace("sha256-", f"sha256-{digest}"))
+    (out / "index.html").write_text(page.replace("sha256-", f"sha256-{digest}"), "utf-8")
     # How large files are the page has to know before they are there, for its progress bar.
     config["files"] = {path.name: path.stat().st_size for path in sorted(out.iterdir())}
     (out / "config.json").write_text(json.dumps(config))
