@@ -19,7 +19,7 @@ load = cache(load_pretrained)
 
 HERE = Path(__file__).parent
 # A Space has the photos beside this file.
-PHOTOS = [*HERE.glob("../photos/*.jpg"), *HERE.glob("photos/*.jpg")]
+PHOTOS = sorted([*HERE.glob("../photos/*.jpg"), *HERE.glob("photos/*.jpg")])
 PASTE = """() => document.addEventListener("paste", ({ clipboardData: { files } }) => {
   const input = document.querySelector("input[type=file]");
   if (!input || !files.length) return;
