@@ -31,7 +31,8 @@ with atheris.instrument_imports(include=["ferfacenet", "PIL"]):
 
     PIL.Image.init()
     from ferfacenet import ImprovedVGG19, WeightsError, load_pretrained, save_pretrained
-    from ferfacenet.images import FORMATS, decode
+    from ferfacenet.files import FORMATS
+    from ferfacenet.images import decode
     from ferfacenet.weights import CONFIG_FILE, WEIGHTS_FILE
 
 

@@ -75,7 +75,7 @@ def test_json_is_what_predict_proba_says_in_the_views_that_are_asked_for(
         (face,) = first["faces"]
         assert face["box"] == [0, 0, 48, 48] and face["score"] is None
         chances = predict_proba(model, crop, **views)[0].tolist()
-        expected = dict(zip(model.categories or (), chances, strict=True))
+        expected = dict(zip(model.categories, chances, strict=True))
         assert face["probabilities"] == pytest.approx(expected, abs=2e-6)
         assert face["label"] == max(expected, key=expected.__getitem__)
         assert face["confidence"] == pytest.approx(max(chances), abs=2e-6)

@@ -12,7 +12,7 @@ import numpy as np
 from conftest import PEAK, ROOT, encoded
 from PIL import Image
 
-from ferfacenet import images
+from ferfacenet import files
 
 #: What one process may grow by, in MiB: with the 516 that PyTorch itself takes, 1 GB.
 GROWTH = 437
@@ -128,7 +128,7 @@ def test_the_largest_files_stay_under_a_gigabyte(tmp_path: Path) -> None:
         ("d.png", "RGBA", "PNG", {"compress_level": 1}),
         ("e.tif", "RGB", "TIFF", {"compression": "tiff_lzw", "tiffinfo": {278: 8192}}),
     ):
-        size = (8192, images._LIMITS.get(kind, images.MAX_PIXELS) // 8192)
+        size = (8192, files._LIMITS.get(kind, files.MAX_PIXELS) // 8192)
         if kind.split()[-1] in Image.SAVE:
             image = Image.new(mode, size)
             image.paste("red", (0, 0, size[0] // 2, size[1]))  # one plain colour is refused

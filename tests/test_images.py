@@ -16,8 +16,9 @@ import torch
 from conftest import encoded
 from PIL import Image, PngImagePlugin, TiffImagePlugin
 
-from ferfacenet import images, preprocess
-from ferfacenet.images import decode, describe, suffixes
+from ferfacenet import files, preprocess
+from ferfacenet.files import describe, suffixes
+from ferfacenet.images import decode
 from ferfacenet.transforms import max_value
 
 HEIGHT, WIDTH = 83, 130
@@ -389,9 +390,13 @@ def test_errors_name_the_file_or_the_kind(tmp_path: Path) -> None:
         decode(tmp_path / "absent.png")
     with pytest.raises(OSError, match="name too long"):
         decode("x" * 900)
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(tmp_path / "pipe.jpg")
+        with pytest.raises(ValueError, match=r"pipe\.jpg: is a pipe"):  # nobody writes to it
+            decode(tmp_path / "pipe.jpg")
 
 
-@pytest.mark.parametrize("kind", [*images._LIMITS, "PNG", "JPEG", "picture"])
+@pytest.mark.parametrize("kind", [*files._LIMITS, "PNG", "JPEG", "picture"])
 def test_limits_of_pixels(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     format = kind.split()[-1]
     if format not in (*Image.SAVE, "picture"):
@@ -405,9 +410,9 @@ def test_limits_of_pixels(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
         data = encoded(image, format, progressive=kind.startswith("progressive"))
         return [data, Image.open(io.BytesIO(data))]
 
-    monkeypatch.setattr(images, "MAX_PIXELS", 80 * 90)
-    monkeypatch.setattr(images, "_LIMITS", dict.fromkeys(images._LIMITS, 80 * 80))
-    most = 80 if kind in images._LIMITS else 90
+    monkeypatch.setattr(files, "MAX_PIXELS", 80 * 90)
+    monkeypatch.setattr(files, "_LIMITS", dict.fromkeys(files._LIMITS, 80 * 80))
+    most = 80 if kind in files._LIMITS else 90
     for image in ways(most):
         decode(image)
     for image in ways(most + 1):
@@ -417,8 +422,8 @@ def test_limits_of_pixels(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_limits_of_scans_and_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     image, tiles = Image.fromarray(RGB), planar_tiff(GRAY[None], 1, t322=64, t323=64)
-    monkeypatch.setattr(images, "_MAX_SCANS", 5)
-    monkeypatch.setattr(images, "_MAX_TILE", 64 * 63)
+    monkeypatch.setattr(files, "_MAX_SCANS", 5)
+    monkeypatch.setattr(files, "_MAX_TILE", 64 * 63)
     for data, message in (
         (encoded(image, "JPEG", progressive=True), "more than 5 scans"),
         (tiles, "pixels in one tile"),
@@ -428,7 +433,7 @@ def test_limits_of_scans_and_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_limit_of_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(images, "MAX_BYTES", 2**20)
+    monkeypatch.setattr(files, "MAX_BYTES", 2**20)
     path = tmp_path / "long.bmp"
     path.write_bytes(encoded(Image.fromarray(GRAY), "BMP") + b"\0" * 2**20)
     with path.open("rb") as file:

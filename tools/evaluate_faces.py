@@ -46,7 +46,8 @@ from ferfacenet import (
     preprocess,
 )
 from ferfacenet.faces.framing import SMALL_CROP
-from ferfacenet.images import decode, suffixes
+from ferfacenet.files import suffixes
+from ferfacenet.images import decode
 from ferfacenet.weights import write_atomically
 
 Gray = npt.NDArray[np.uint8]

@@ -40,7 +40,7 @@ from onnxruntime import quantization
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ferfacenet import ImprovedVGG19, __version__, detect_faces, faces, images, predict_proba
+from ferfacenet import ImprovedVGG19, __version__, detect_faces, faces, files, predict_proba
 from ferfacenet.faces import framing, search, types
 from ferfacenet.faces.yunet import WEIGHTS, detect, load_detector
 from ferfacenet.images import decode
@@ -219,7 +219,7 @@ def numbers_of(model: ImprovedVGG19, weights: str, tta: TTA | None, rounded: boo
     """config.json: what the weights are, and the numbers of the search, of the library's own."""
     limits: dict[str, Any] = {
         "smallest_box": types.Limits.LEAST, "smallest_share": types.Limits.SHARE,
-        "max_pixels": images.MAX_PIXELS, "formats": images.FORMATS,
+        "max_pixels": files.MAX_PIXELS, "formats": files.FORMATS,
     }  # fmt: skip
     about = {
         "weights": weights,

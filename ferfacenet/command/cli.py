@@ -92,7 +92,7 @@ def _main(options: argparse.Namespace) -> int:
 
     with output:
         videos = [item.video for item in inputs]
-        report = Report(options, model.categories or (), not all(videos), any(videos))
+        report = Report(options, model.categories, not all(videos), any(videos))
         for video, group in groupby(inputs, lambda item: item.video):
             if not video:
                 fine &= read_photos(model, list(group), report, options)

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import PIL.Image
 
 from ferfacenet.command.report import complain
-from ferfacenet.images import MAX_BYTES, is_url, suffixes
+from ferfacenet.files import MAX_BYTES, is_url, suffixes
 from ferfacenet.plots import new_figure
 from ferfacenet.video.container import import_extra
 from ferfacenet.video.frames import ANIMATIONS, hide_password, is_sequence, is_video
@@ -103,7 +103,8 @@ def _find_inside(folder: Path, inputs: list[Input]) -> bool:
     if skipped := Counter(path.suffix.lower() or path.name for path in others):
         note = f"{folder}: other files skipped: {skipped.total()} ({', '.join(sorted(skipped))})"
         note += "; pip install pillow-heif to read .heic" if ".heic" in skipped else ""
-        complain(note + ('; pip install ".[video]" to read videos' if readable != found else ""))
+        videos = "; pip install av opencv-python-headless scipy to read videos"
+        complain(note + videos * (readable != found))
     inputs += readable
     return not errors
 

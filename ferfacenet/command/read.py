@@ -108,7 +108,7 @@ def read_video(
             longest = dict(sorted(tracks.items(), key=lambda track: -len(track[1][0])))
             report.video(video.name, longest)
             for course in video.written()[1:]:
-                draw = partial(plot_tracks, longest, model.categories or ())
+                draw = partial(plot_tracks, longest, model.categories)
                 fine &= _save_plot(course, draw)
     return fine
 

@@ -13,7 +13,8 @@ from typing import Any, BinaryIO, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from ferfacenet.images import check_size, decode
+from ferfacenet.files import check_size
+from ferfacenet.images import decode
 
 Picture: TypeAlias = npt.NDArray[np.uint8]  # (H, W, 3) RGB
 

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 
 import numpy as np
 
-from ferfacenet.images import HEIC, Image, decode, named
+from ferfacenet.files import HEIC
+from ferfacenet.images import Image, decode, named
 from ferfacenet.transforms import to_rgb
 from ferfacenet.video.container import (
     Clock,

@@ -36,7 +36,7 @@ from benchmark import describe_machine  # noqa: E402
 from evaluate import measured_by, write_json  # noqa: E402
 
 from ferfacenet import ImprovedVGG19, load_pretrained, predict_faces, predict_proba  # noqa: E402
-from ferfacenet.images import suffixes  # noqa: E402
+from ferfacenet.files import suffixes  # noqa: E402
 
 ROUNDS, SECONDS = 3, 2.0
 NEEDS = ["numpy", "pillow", "onnxruntime"]
