@@ -65,15 +65,24 @@ def predict_faces(
     errors: Errors = "raise",
 ) -> list[Face] | Generator[list[Face] | None, None, None] | None:
     """Every face of a photo, or of each of many, read: found and framed as by ``detect_faces``, on
-    the model's device, and labelled as by ``predict_proba``, whose arguments these are, what is one
-    photo and what are many included, and whose errors it raises.
+    the model's device, and labelled as by ``predict_proba``, whose errors it raises.
+
+    Args:
+        model: as for ``predict_proba``.
+        images: one photo, of any kind that ``preprocess`` takes, or an iterable of such.
+        tta: which views of each face are averaged, as for ``predict_proba``.
+        min_size: the longer side of the smallest box, in pixels, as for ``detect_faces``.
+        min_score: the least of the detector's confidence, in [0, 1].
+        max_faces: how many are returned of a photo at most; None for all.
+        precision: in which floats the network computes, as for ``predict_proba``.
+        errors: ``"raise"``, or ``"coerce"``: a photo that cannot be read gives None.
 
     Returns:
         The faces by score times the square root of the area, the greatest first, each with its
         ``label``, ``confidence`` and ``probabilities``; an empty list if there are none. Of many
         photos, each of which must stay as it is until it is read, a generator of such lists in
         their order, which threads work on ahead of who asks; an error comes when those before it
-        have been given. With ``errors="coerce"`` a photo that cannot be read gives None.
+        have been given.
     """
     model = check_reading(model, tta, precision)
     check("errors", errors, get_args(Errors))
