@@ -4,6 +4,12 @@
 >>> model = ferfacenet.load_pretrained()
 >>> for face in ferfacenet.predict_faces(model, "photo.jpg"):  # doctest: +SKIP
 ...     print(face.box, face.label, face.confidence)
+
+Photos: ``predict_faces``, ``detect_faces``, ``plot_faces``, ``draw_faces``.
+Videos and cameras: ``predict_video``, ``FaceTracker``.
+One face in each picture: ``predict_proba``, ``preprocess``.
+Weights: ``load_pretrained``, ``list_pretrained``, ``save_pretrained``.
+The network: ``ImprovedVGG19``.
 """
 
 from importlib import import_module
@@ -53,4 +59,4 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    return [*globals(), *__all__]
+    return [*__all__, *(name for name in globals() if name.startswith("__"))]
