@@ -95,5 +95,5 @@ def test_without_the_extra_the_remedy_is_named(
     for name in ("av", "cv2"):
         monkeypatch.setitem(sys.modules, name, None)
     for source in (clip, 0):
-        with pytest.raises(ImportError, match=r"pip install.*video"):
+        with pytest.raises(ImportError, match="pip install av opencv-python-headless scipy"):
             next(predict_video(model, source))

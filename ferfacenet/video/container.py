@@ -175,4 +175,5 @@ def import_extra(name: str) -> Any:
     try:
         return import_module(name)
     except ImportError as error:
-        raise ImportError(f'videos need {name}: pip install ".[video]"') from error
+        needed = "pip install av opencv-python-headless scipy"
+        raise ImportError(f"videos need {name}: {needed}") from error
