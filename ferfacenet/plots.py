@@ -20,7 +20,11 @@ from ferfacenet.weights import write_atomically
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_COLOURS = ("#4477aa", "#cc6677", "#228833", "#ddaa33", "#66ccee", "#aa3377", "#777777")
+# White can be read on each, and each is told from the others.
+_COLOURS = (
+    "#4477aa", "#cc6677", "#228833", "#aa8800", "#00a0b0", "#aa3377",
+    "#777777", "#6b3a1e", "#112288", "#e25a1c", "#8855dd", "#0c4a3e",
+)  # fmt: skip
 _ROWS = 8  # people in a picture of courses
 _NONE = "no face"
 
@@ -30,8 +34,16 @@ def new_figure(**options: Any) -> Figure:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ImportError('plotting needs matplotlib: pip install ".[plot]"') from error
-    return Figure(**options)
+        raise ImportError("plotting needs matplotlib: pip install matplotlib") from error
+
+    class NotebookFigure(Figure):
+        def _repr_png_(self) -> bytes:
+            """For the end of a notebook's cell, where only pyplot's figures show by themselves."""
+            data = io.BytesIO()
+            self.savefig(data, format="png")
+            return data.getvalue()
+
+    return NotebookFigure(**options)
 
 
 def save_figure(figure: Figure, path: Path) -> None:
@@ -58,30 +70,31 @@ def plot_faces(image: Image, faces: Sequence[Face]) -> Figure:
     """
     import PIL.Image
 
+    if not all(isinstance(face, Face) for face in faces):
+        raise ValueError("the faces must have been read: predict_faces does it")
     photo = PIL.Image.fromarray(to_rgb(decode(image)).permute(1, 2, 0).numpy())
     (across, down), shape = photo.size, photo.height / photo.width
     photo.thumbnail((2000, 2000))  # matplotlib takes 50 bytes of memory for each pixel
     beside = len(faces) <= 2
     columns = 1 if beside else min(len(faces), 4)
-    rows = max(1, -(-len(faces) // columns))
-    width = 5.0 if beside else 3.0 * columns  # of the photo, in inches as all of these
-    height = min(max(width * shape, 3.0), 9.0)
-    size = (width + 4.0 * bool(faces), height) if beside else (width, height + 2.2 * rows)
-    figure = new_figure(figsize=size, layout="constrained")
+    # In inches: a bar is as thick whatever the photo's shape.
+    bars = [0.4 + 0.2 * max((len(face.probabilities) for face in faces), default=0)]
+    bars *= -(-len(faces) // columns)
+    widths = [5.0, 4.0][: 1 + len(faces)] if beside else [3.0] * columns
+    height = min(max(shape * (5.0 if beside else sum(widths)), 3.0), 9.0)  # of the photo
+    spare = max(0.1, height - sum(bars)) / 2
+    heights = [spare, *bars, spare] if beside else [height, *bars]
+    figure = new_figure(figsize=(sum(widths), sum(heights)), layout="constrained")
     from matplotlib.patches import Rectangle
 
-    whole = figure.add_gridspec(1, 2, width_ratios=[width, 4.0])
-    if not beside:
-        whole = figure.add_gridspec(2, 1, height_ratios=[height, 2.2 * rows])
-    left = figure.add_subplot(whole[0] if faces else whole[:])
-    places = whole[1].subgridspec(rows, columns)
+    ratios = {"width_ratios": widths, "height_ratios": heights}
+    grid = figure.add_gridspec(len(heights), len(widths), **ratios)
+    left = figure.add_subplot(grid[:, 0] if beside else grid[0, :])
     left.imshow(photo, extent=(-0.5, across - 0.5, down - 0.5, -0.5))
     left.set_axis_off()
     if not faces:
         left.set_title(_NONE)
     for index, face in enumerate(faces):
-        if not isinstance(face, Face):
-            raise ValueError("the faces must have been read: predict_faces does it")
         colour = _COLOURS[index % len(_COLOURS)]
         number = f"{index + 1}: " if len(faces) > 1 else ""
         x0, y0, x1, y1 = face.box
@@ -91,10 +104,11 @@ def plot_faces(image: Image, faces: Sequence[Face]) -> Figure:
                 x0, y0, str(index + 1), color="white", fontsize=11, verticalalignment="top",
                 bbox={"facecolor": colour, "linewidth": 0, "pad": 1.5}, clip_on=True,
             )  # fmt: skip
-        axes = figure.add_subplot(places[index // columns, index % columns])
+        column = 1 if beside else index % columns
+        axes = figure.add_subplot(grid[1 + index // columns, column])
         names, values = list(face.probabilities), list(face.probabilities.values())
-        bars = axes.barh(names, values, color=colour)
-        axes.bar_label(bars, [f"{value:.2f}" for value in values], padding=2, fontsize=8)
+        drawn = axes.barh(names, values, color=colour)
+        axes.bar_label(drawn, [f"{value:.2f}" for value in values], padding=2, fontsize=8)
         axes.set(xlim=(0, 1.15), xticks=(), title=f"{number}{face.label}")
         axes.tick_params(labelsize=8, length=0)
         axes.invert_yaxis()

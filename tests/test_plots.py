@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import io
+import re
 import sys
 from dataclasses import replace
 
@@ -9,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import PORTRAITS
+from PIL import Image
 
 from ferfacenet import DetectedFace, Face, detect_faces, draw_faces, plot_faces
 from ferfacenet.model import FER2013_CATEGORIES
@@ -32,13 +36,15 @@ def make_faces(count: int) -> list[Face]:
     return found
 
 
-@pytest.mark.parametrize("count", [0, 1, 2, 4, 12])
-def test_one_histogram_a_face_a_box_on_each_and_nothing_overlaps(count: int) -> None:
-    faces = make_faces(count)
-    figure = plot_faces(PHOTO, faces)
+@pytest.mark.parametrize(("count", "shape"), [(1, 4.0), (2, 0.2), (2, 4.0), (12, 0.7), (40, 0.2)])
+def test_a_histogram_and_a_box_for_each_face_and_bars_as_thick_in_all(
+    count: int, shape: float
+) -> None:
+    faces, photo = make_faces(count), torch.rand(1, round(80 * shape), 80)
+    figure = plot_faces(photo, faces)
     figure.draw_without_rendering()
-    photo, *histograms = figure.axes
-    assert [patch.get_bbox().extents.tolist() for patch in photo.patches] == [
+    photo_axes, *histograms = figure.axes
+    assert [patch.get_bbox().extents.tolist() for patch in photo_axes.patches] == [
         list(face.box) for face in faces
     ]
     titles = [f"{i + 1}: {face.label}" if count > 1 else face.label for i, face in enumerate(faces)]
@@ -47,15 +53,32 @@ def test_one_histogram_a_face_a_box_on_each_and_nothing_overlaps(count: int) -> 
         widths = [bar.get_width() for bar in axes.patches]
         assert widths == pytest.approx(list(face.probabilities.values()))
         assert [text.get_text() for text in axes.get_yticklabels()] == list(FER2013_CATEGORIES)
+        thick = axes.patches[0].get_window_extent().height / figure.dpi
+        assert 0.13 < thick < 0.19, "inches"
     boxes = [axes.get_tightbbox() for axes in histograms]
     for index, box in enumerate(boxes):
         assert box is not None and figure.bbox.padded(1).containsx(box.x0)
         assert figure.bbox.padded(1).containsy(box.y0) and figure.bbox.padded(1).containsy(box.y1)
-        for other in boxes[:index]:
-            assert not box.padded(-1).overlaps(other)
-    area = photo.get_window_extent()
-    assert area.width * area.height > 0.25 * figure.bbox.width * figure.bbox.height
+        assert not any(box.padded(-1).overlaps(other) for other in boxes[:index])
+    colours = {axes.patches[0].get_facecolor() for axes in histograms}
+    assert len(colours) == min(count, 12)
     assert pyplot.get_fignums() == []
+
+
+def test_what_notebooks_ask_for() -> None:
+    """A figure shows without pyplot, and a face its crop and its probabilities."""
+    figure = plot_faces(PHOTO, [])
+    with Image.open(io.BytesIO(figure._repr_png_())) as shown:  # type: ignore[attr-defined]
+        assert shown.size == tuple(figure.bbox.size)
+    (face,) = make_faces(1)
+    face = replace(face, crop=torch.rand(1, 48, 48), probabilities={"<joy> & co": 0.25})
+    html = face._repr_html_()
+    assert "&lt;joy&gt; &amp; co" in html and "<joy>" not in html and "0.25" in html
+    (data,) = re.findall('"data:image/png;base64,(.*?)"', html)
+    with Image.open(io.BytesIO(base64.b64decode(data))) as crop:
+        assert np.abs(np.asarray(crop) / 255 - face.crop[0].numpy()).max() < 0.002
+    unread = DetectedFace(face.box, face.landmarks, face.score, face.crop)
+    assert data in unread._repr_html_() and "table" not in unread._repr_html_()
 
 
 def test_a_large_photo_is_drawn_smaller_in_its_own_coordinates() -> None:
@@ -101,5 +124,5 @@ def test_faces_must_have_been_read() -> None:
 
 def test_without_matplotlib_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(ImportError, match=r"pip install.*plot"):
+    with pytest.raises(ImportError, match="pip install matplotlib"):
         plot_faces(PHOTO, [])

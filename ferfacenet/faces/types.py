@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from html import escape
 from typing import Any
 
 from torch import Tensor
@@ -72,6 +75,15 @@ class DetectedFace:
     def _shown(self) -> dict[str, object]:
         return {"box": tuple(map(round, self.box)), "score": f"{self.score:.2f}"}
 
+    def _repr_html_(self) -> str:
+        """The crop, as a notebook shows it at a cell's end."""
+        import PIL.Image
+
+        data = io.BytesIO()
+        PIL.Image.fromarray((self.crop[0] * 255).round().byte().numpy()).save(data, "PNG")
+        source = f"data:image/png;base64,{base64.b64encode(data.getvalue()).decode()}"
+        return f'<img width="96" src="{source}" alt="{escape(repr(self))}">'
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Face(DetectedFace):
@@ -95,6 +107,14 @@ class Face(DetectedFace):
     def _shown(self) -> dict[str, object]:
         read = {"label": repr(self.label), "confidence": f"{self.confidence:.2f}"}
         return super()._shown() | read
+
+    def _repr_html_(self) -> str:
+        """The crop, and the probabilities as bars."""
+        rows = (
+            f"<tr><td>{escape(name)}<td><meter value={chance}></meter><td>{chance:.2f}"
+            for name, chance in self.probabilities.items()
+        )
+        return f"{super()._repr_html_()}<table>{''.join(rows)}</table>"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
