@@ -13,16 +13,16 @@ from torch.nn import functional as F
 from ferfacenet.faces.types import DetectedFace
 from ferfacenet.transforms import SIZE, resize, to_gray
 
-# FER2013's framing, measured on 3,923 training crops: the box's side over the frame's, and how
-# far the frame's centre is below the box's, in frame sides.
+# FER2013's framing, measured on 3,923 training crops: the side of the face's box, in sides of the
+# frame, and how far the frame's centre is below the box's, in the same.
 _BOX_SHARE, _DROP = 0.95, 0.01
 # The frame is drawn at the picture's own resolution, but at most this, before the one resizing.
 _MAX_FRAME = 192
 
-# A square is a face crop already if it is no larger than this; or if it is gray, and the side of
-# its face's box is at least this share of its own, and the box's middle at most so far from its
-# own, in its sides: so it is with 95 % of FER2013's when they are enlarged. The face may be turned
-# by quarters, and beyond them by so many degrees, three standard deviations of FER2013's.
+# A square picture up to this size is taken for a face crop. A larger one is if it is gray, its
+# face's box has at least _CROP_SHARE of its side, the two centres are at most _CROP_SHIFT of the
+# side apart, across and down, and the face is turned by at most _CROP_ROLL degrees from a quarter
+# turn: so are 95 % of FER2013's when they are enlarged, and three standard deviations of its rolls.
 SMALL_CROP = 64
 _CROP_SHARE, _CROP_SHIFT, _CROP_ROLL = 0.64, 0.17, 27.0
 
@@ -31,8 +31,8 @@ _UNTURNED = torch.eye(2, 3, dtype=torch.float64, device="cpu")
 
 @dataclass(frozen=True, eq=False)
 class Pose:
-    """How a face stands: landmarks (5, 2), the middle (2,) and the side of its upright box, and
-    its box in the picture as it is (4,), in pixels of the picture, all in float64; the score."""
+    """How a face stands, in pixels of the picture, in float64: landmarks (5, 2); the middle (2,) of
+    its box, and the side of a square as large; the box (4,) as it is in the picture; the score."""
 
     points: Tensor
     middle: Tensor
@@ -42,7 +42,7 @@ class Pose:
 
     @classmethod
     def read(cls, row: Tensor, matrix: Tensor = _UNTURNED) -> Pose:
-        """What a row of ``detect`` says, on a view with that (2, 3) matrix."""
+        """From a row of ``detect`` for a view, and the matrix that ``cut_view`` gives with it."""
         row = row.double()
         points = torch.cat([(row[:2] + row[2:4])[None] / 2, row[4:14].view(5, 2)])
         points = points @ matrix[:, :2].T + matrix[:, 2]
@@ -57,28 +57,28 @@ class Pose:
 
     @property
     def square(self) -> Tensor:
-        """(4,), of that side about the middle."""
+        """(4,), as a box."""
         return torch.cat([self.middle - self.side / 2, self.middle + self.side / 2])
 
     def rank(self) -> float:
-        """The greater, the more it counts in a picture."""
+        """By which the faces of a picture are sorted: the score times the box's side."""
         return self.score * self.side
 
     def scaled(self, scale: float) -> Pose:
-        """In pixels of which there are ``scale`` in one of these."""
+        """In pixels of which ``scale`` make one of these."""
         points, middle, box = self.points * scale, self.middle * scale, self.box * scale
         return replace(self, points=points, middle=middle, side=self.side * scale, box=box)
 
     def turned(self, degrees: float) -> Pose:
-        """With landmarks that are turned clockwise about the middle."""
+        """With the landmarks turned clockwise about the middle."""
         turn = math.radians(degrees)
         rows = [[math.cos(turn), math.sin(turn)], [-math.sin(turn), math.cos(turn)]]
         axes = torch.tensor(rows, dtype=torch.float64, device="cpu")
         return replace(self, points=(self.points - self.middle) @ axes + self.middle)
 
     def upright(self, followed: float) -> Pose:
-        """Turned to where the line from the eyes to the mouth would be if it had followed the
-        head's roll, beyond quarter turns, not by that share but wholly."""
+        """With the landmarks turned as far as the head is, of whose roll, beyond quarter turns, the
+        line from the eyes to the mouth shows the share ``followed``."""
         x, y = (self.points[3:].mean(0) - self.points[:2].mean(0)).tolist()
         lean = math.degrees(math.atan2(-x, y))
         beyond = math.remainder(lean, 90) / followed
@@ -86,7 +86,8 @@ class Pose:
         return self.turned(roll - self.roll)
 
     def seen_as(self, looks: Sequence[Pose], followed: float) -> Pose:
-        """The mean of several looks at this face whose eyes follow its roll by that share."""
+        """The mean of several looks at this face, in which the landmarks have turned away from this
+        pose by the share ``followed`` of what the head has."""
         pairs = zip(*((look.points, look.middle) for look in looks), strict=True)
         points, middle = (torch.stack(parts).mean(0) for parts in pairs)
         side = sum(look.side for look in looks) / len(looks)
@@ -96,7 +97,7 @@ class Pose:
 
 
 def distance(first: Pose, second: Pose) -> float:
-    """How far apart two boxes are, in sides, and in size."""
+    """How unlike two boxes are: how far apart, in sides, and the log ratio of the sides."""
     apart = float((first.middle - second.middle).norm()) / second.side
     return apart + abs(math.log(first.side / second.side))
 
@@ -115,8 +116,8 @@ def is_crop(picture: Tensor, pose: Pose) -> bool:
 
 
 def frame_face(picture: Tensor, pose: Pose, scale: float = 1.0) -> DetectedFace:
-    """Frame one face whose pose is known, of a picture each pixel of which is ``scale`` of the
-    photo's own wide."""
+    """The face that has this pose, with its crop; ``scale``: how many of the photo's own pixels one
+    of the picture's is wide."""
     side, turn = pose.side / _BOX_SHARE, math.radians(pose.roll)
     down = torch.tensor([-math.sin(turn), math.cos(turn)], dtype=torch.float64, device="cpu")
     size = max(SIZE, min(_MAX_FRAME, round(side)))

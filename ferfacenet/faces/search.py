@@ -1,8 +1,8 @@
 """The search for the faces of a picture, or of many side by side.
 
-A search is a generator: it yields the views that it wants looked at next, and is sent what the
-detector sees in each. What the searches of several pictures want is looked at together, since a
-call of the detector's network costs as much as its work on a small view.
+A search is a generator: it yields the views that it wants the detector to look at, and is sent the
+sightings in each, rows of ``detect``. What the searches of several pictures want is looked at
+together, since a call of the detector's network costs as much as its work on a small view.
 """
 
 from __future__ import annotations
@@ -26,41 +26,43 @@ from ferfacenet.faces.yunet import best_first, detect, first_of_each, measure_ov
 T = TypeVar("T")
 Steps: TypeAlias = Generator[list[Tensor], list[Tensor], T]
 
-# A sighting whose score is too low by no more than this is a face if a closer look shows a better.
+# A sighting whose score is below the caller's ``min_score`` by no more than this is looked at from
+# close by as well, and is a face if its score there is high enough.
 _WEAKER = 0.2
-# A face seen with _SURE has to be seen again from close by, with _EVIDENT it need not, and one with
-# _UPRIGHT is upright: so well YuNet sees the best face of 93 % of photos, and of 1 % of them when
-# they are upside down. One turned by quarters has to be seen better than an upright one by _TURNED.
+# From these scores on a sighting is taken for a face (_SURE), for one even where a look from close
+# by does not show it again (_EVIDENT), and for upright (_UPRIGHT: so well YuNet sees the best face
+# of 93 % of photos, and of 1 % of the same photos upside down). In a picture that has been turned
+# by quarters, a score counts for less by _TURNED.
 _SURE, _EVIDENT, _UPRIGHT, _TURNED = 0.6, 0.8, 0.91, 0.02
 
-# A picture is searched at a scale at which its smallest faces are SMALLEST pixels large, which are
-# seen nearly always, but at a long side of at least _LEAST. Where it is longer than _WHOLE, from
-# which on it sees faces worse that fill the picture, it is first searched in small, at _SMALL; and
-# so it is in quarter turns, unless it is a portrait: all are upright for sure, and a face has the
-# share _PORTRAIT of its side. Where nothing is sure by then, long sides of _OTHERS may show it.
+# A picture is searched at the scale at which the smallest face that is asked for has SMALLEST
+# pixels, since YuNet sees nearly all of these, but with a longer side of at least _LEAST. Above
+# _WHOLE faces that fill the picture are seen badly, so it is searched at a longer side of _SMALL
+# first. That is also where it is searched turned by quarters, but for portraits: all faces are
+# upright for sure, and one has the share _PORTRAIT of the longer side, so nobody lies beside it.
+# Where nothing is sure after all that, longer sides of _OTHERS are tried.
 SMALLEST, _LEAST, _WHOLE, _SMALL, _OTHERS = 14, 256, 720, 160, (640, 960)
 _PORTRAIT = 0.25
 _MAX_UPSCALE = 4.0
-# Every view stands in gray, at least _BORDER pixels wide, so that faces are seen that the picture's
-# edge cuts, and its sides are multiples of _STEP. What is longer than the first of _PARTS, or than
-# the second if it has more than _MUCH pixels, is looked at in parts of this side that overlap by
-# _OVERLAP; what comes within _CUT of an edge between them may be cut.
+# Each view gets a gray border of at least _BORDER pixels, so that faces are seen that the picture's
+# edge cuts, and sides that are multiples of _STEP. Where a side is longer than the first of _PARTS
+# (in pictures of more than _MUCH pixels, the second), views are parts that long, which overlap by
+# _OVERLAP; a sighting that ends within _CUT of a seam is dropped, since another view has it whole.
 _BORDER, _STEP, _PARTS, _MUCH, _OVERLAP, _CUT = 8, 32, (1600, 1120), 1_400_000, 160, 4
 
-# Every face is looked at again from close by: its box _CLOSE_FACE pixels large in views with a side
-# of _CLOSE_VIEW that are turned upright and by _TILTS degrees besides, of which the mean is taken.
-# YuNet's landmarks follow a head's roll in part: the line from eyes to mouth in a search by 0.4 to
-# 0.8, as the face is 60 to 180 pixels large, and the eyes in a close view by 0.75. If they are
-# still turned by more than _LEVEL degrees then, there is another such look.
+# A look from close by is a view with a side of _CLOSE_VIEW, in which the face's box is _CLOSE_FACE
+# pixels large and the face upright but for one of _TILTS, in degrees; the mean of these counts.
+# YuNet's landmarks follow a head's roll only in part: in a search the line from eyes to mouth by
+# 0.4 to 0.8, as the face is 60 to 180 pixels large, here _FOLLOWED; from close by the eyes by
+# _FOLLOWED_CLOSE. A look that turns a face by more than _LEVEL degrees is followed by another.
 _CLOSE_FACE, _CLOSE_VIEW, _TILTS = 180, 256, (-8.0, 8.0)
 _FOLLOWED, _FOLLOWED_CLOSE, _LEVEL = 0.6, 0.75, 8.0
-# A sighting of this share of the smallest size may prove to be large enough.
+# A sighting of this share of the smallest size may from close by prove to be large enough.
 _NEARLY = 0.8
-_FIRST = 16  # sightings that are looked at before it is asked whether they are enough
+_AT_ONCE = 16  # sightings that are looked at before it is asked whether there are enough faces
 
-# What is no further from a face than _SAME, in sides and in size, is that face seen again. Of two
-# boxes, _SAME_BOX of the smaller in the other makes them one face's, or, if they are of different
-# quarter turns, _SAME_TURNED.
+# Two sightings are of one face if their ``distance`` is below _SAME, or if the smaller box lies in
+# the other with _SAME_BOX of its area; with _SAME_TURNED, if they are of different quarter turns.
 _SAME, _SAME_BOX, _SAME_TURNED = 0.6, 0.6, 0.3
 
 
@@ -120,10 +122,10 @@ class Search:
         return (yield from self._confirm(_distinct(rows)))
 
     def follow(self, poses: Sequence[Pose]) -> Steps[list[Pose | None]]:
-        """Faces of the picture before, each looked for around where it was; None for what is not
-        seen there, or only where another face is."""
+        """The faces of the picture before, each looked for where it was; None for one that is not
+        seen there, or that is another one's now."""
         old = [replace(pose, score=0.0) for pose in poses]  # what counts is what this picture shows
-        new = yield from self._look_closer(old, (0.0,))  # the next picture shows them once more
+        new = yield from self._look_closer(old, (0.0,))  # one view: the next picture is another
         moves = [distance(pose, before) for pose, before in zip(new, old, strict=True)]
         followed: list[Pose | None] = [None] * len(old)
         for index in sorted(range(len(old)), key=moves.__getitem__):
@@ -133,8 +135,7 @@ class Search:
         return followed
 
     def _is_portrait(self, rows: Tensor) -> bool:
-        """Whether all that is seen are people who stand, one of them so large that nobody lies
-        beside."""
+        """Whether all faces are upright for sure, and one is large."""
         upright = bool((rows[:, 14] >= _UPRIGHT).all()) and len(rows) > 0
         large = _PORTRAIT * max(self.height, self.width)
         return upright and bool((rows[:, 2:4] - rows[:, :2]).prod(1).max() >= large**2)
@@ -148,8 +149,8 @@ class Search:
         return F.interpolate(like[None], size=size, mode="bilinear", antialias=True)[0]
 
     def _look(self, drawn: Tensor, quarters: Sequence[int]) -> Steps[Tensor]:
-        """What is seen of the picture as it is drawn when it is turned anticlockwise by quarters;
-        (n, 16) as ``YuNet`` has it, in the picture's pixels, and the quarters."""
+        """The sightings in the picture as it is drawn, when it is turned anticlockwise by quarters:
+        (n, 16), as ``YuNet`` gives them but in the picture's own pixels, and the quarters."""
         views, places = [], []
         height, width = drawn.shape[1:]
         part = _PARTS[height * width > _MUCH]
@@ -168,9 +169,7 @@ class Search:
                     views.append(F.pad(shown, around, value=128))
                     ends = (left, right, turned.shape[2]), (top, bottom, turned.shape[1])
                     places.append((quarter, left - around[0], top - around[2], ends))
-        if not views:
-            return torch.zeros(0, 16, dtype=torch.float32, device="cpu")
-        found = []
+        found = [torch.zeros(0, 16, dtype=torch.float32, device="cpu")]
         for rows, (quarter, left, top, ends) in zip((yield views), places, strict=True):
             h, v = rows[:, 0:14:2] + left, rows[:, 1:14:2] + top
             # What the edge of a part cuts is whole in the next, or in the look in small.
@@ -184,14 +183,14 @@ class Search:
         return torch.cat(found)
 
     def _confirm(self, rows: Tensor) -> Steps[list[Pose]]:
-        """Those of some sightings that are faces when they are looked at from close by."""
+        """The faces among sightings, each looked at from close by."""
         rows = rows[(rows[:, 2:4] - rows[:, :2]).amax(1) >= _NEARLY * self.min_size]
         sightings = [Pose.read(row).upright(_FOLLOWED) for row in rows]
         sightings = [pose for pose in sightings if not _is_among(pose, self.known)]
         sightings.sort(key=Pose.rank, reverse=True)
         found: list[Pose] = []
-        for start in range(0, len(sightings), _FIRST):
-            for pose in (yield from self._look_closer(sightings[start : start + _FIRST])):
+        for start in range(0, len(sightings), _AT_ONCE):
+            for pose in (yield from self._look_closer(sightings[start : start + _AT_ONCE])):
                 large = bool((pose.box[2:] - pose.box[:2] >= self.min_size).any())
                 sure = large and pose.score >= self.limits.min_score
                 if sure and not _is_among(pose, [*self.known, *found]):
@@ -203,74 +202,59 @@ class Search:
     def _look_closer(
         self, poses: Sequence[Pose], tilts: Sequence[float] = _TILTS
     ) -> Steps[list[Pose]]:
-        """The poses as they are seen from close by, in views tilted by so many degrees."""
-        closer = yield from self._look_close(poses, tilts)
-        turns = [pose.roll - old.roll for pose, old in zip(closer, poses, strict=True)]
-        rolled = [i for i, turn in enumerate(turns) if abs(math.remainder(turn, 360)) > _LEVEL]
-        again = yield from self._look_close([closer[i] for i in rolled], tilts)
-        for index, pose in zip(rolled, again, strict=True):
-            closer[index] = pose
-        return closer
-
-    def _look_close(self, poses: Sequence[Pose], tilts: Sequence[float]) -> Steps[list[Pose]]:
-        """The means of what is seen in the close views of some faces; those that are not seen
-        again as they were."""
-        if not poses:
-            return []
-        views = []
-        for pose in poses:
-            side = _CLOSE_VIEW * max(pose.side / _CLOSE_FACE, 1 / _MAX_UPSCALE)
-            for roll in (pose.roll + tilt for tilt in tilts):
-                view = cut_view(self.picture, pose.middle, roll, side, _CLOSE_VIEW, smooth=False)
-                views.append(view)
-        seen = yield [view for view, _ in views]
-        looks = iter(zip(seen, views, strict=True))
-        closer = []
-        for pose in poses:
-            near = []
-            for rows, (_, matrix) in islice(looks, len(tilts)):
-                found = [Pose.read(row, matrix) for row in rows]
-                near += sorted(found, key=lambda look: distance(look, pose))[:1]
-            near = [look for look in near if distance(look, pose) < _SAME]
-            # What is not seen again counts only if it was evident.
-            before = pose.score if pose.score >= _EVIDENT else 0.0
-            pose = replace(pose, score=max(before, *(look.score for look in near), 0.0))
-            closer.append(pose.seen_as(near, _FOLLOWED_CLOSE) if near else pose)
+        """The poses as looks from close by show them, and those that none shows as they were."""
+        closer, unsure = list(poses), list(range(len(poses)))
+        for _ in range(2):
+            if not unsure:
+                break
+            before, views = list(closer), []
+            for pose in (closer[index] for index in unsure):
+                side = _CLOSE_VIEW * max(pose.side / _CLOSE_FACE, 1 / _MAX_UPSCALE)
+                for roll in (pose.roll + tilt for tilt in tilts):
+                    args = self.picture, pose.middle, roll, side, _CLOSE_VIEW
+                    views.append(cut_view(*args, smooth=False))
+            seen = yield [view for view, _ in views]
+            looks = iter(zip(seen, views, strict=True))
+            for index in unsure:
+                pose, near = closer[index], list[Pose]()
+                for rows, (_, matrix) in islice(looks, len(tilts)):
+                    found = [Pose.read(row, matrix) for row in rows]
+                    near += sorted(found, key=lambda look: distance(look, pose))[:1]
+                near = [look for look in near if distance(look, pose) < _SAME]
+                score = pose.score if pose.score >= _EVIDENT else 0.0
+                pose = replace(pose, score=max(score, *(look.score for look in near), 0.0))
+                closer[index] = pose.seen_as(near, _FOLLOWED_CLOSE) if near else pose
+            turns = [abs(math.remainder(closer[i].roll - before[i].roll, 360)) for i in unsure]
+            unsure = [i for i, turn in zip(unsure, turns, strict=True) if turn > _LEVEL]
         return closer
 
 
 def _parts(length: int, part: int) -> list[tuple[int, int]]:
-    """Where parts of a length begin and end that overlap."""
+    """Where the parts of a length begin and end."""
     starts = range(0, max(1, length - _OVERLAP), part - _OVERLAP)
     return [(start, min(length, start + part)) for start in starts]
 
 
 def _is_inside(ends: Tensor, start: int, stop: int, length: int) -> Tensor:
-    """Which boxes, whose ends are the first two columns, come near to no inner edge of a part."""
+    """Which boxes, whose ends are the first two columns, are not near a seam between two parts."""
     first, last = ends[:, 0] >= start + _CUT, ends[:, 1] <= stop - _CUT
     return (first | (start == 0)) & (last | (stop == length))
 
 
-def _cover(first: Tensor, second: Tensor) -> Tensor:
-    """How much of the smaller of two boxes is in the other: (n, 4) and (m, 4) to (n, m)."""
-    common, areas, others = measure_overlap(first, second)
-    return common / torch.minimum(areas, others)
-
-
 def _distinct(rows: Tensor) -> Tensor:
-    """Those of some rows, with their quarter turns, that are of different faces, the best score
-    first."""
+    """The best of the sightings of each face, the best first; rows as ``_look`` gives them."""
     rows = best_first(rows)
     alike = torch.where(rows[:, None, 15] == rows[:, 15], _SAME_BOX, _SAME_TURNED)
-    return rows[first_of_each(_cover(rows, rows) >= alike)]
+    return rows[first_of_each(measure_overlap(rows, rows)[1] >= alike)]
 
 
 def _is_among(pose: Pose, others: Sequence[Pose]) -> bool:
-    """Whether one of the others is near to a face, or lies in it, or it in the other."""
+    """Whether a face is one of the others."""
     if not others:
         return False
-    covers = _cover(pose.square[None], torch.stack([other.square for other in others]))
-    return bool(covers.max() >= _SAME_BOX) or any(distance(pose, o) < _SAME for o in others)
+    squares = torch.stack([other.square for other in others])
+    _, shares = measure_overlap(pose.square[None], squares)
+    return bool(shares.max() >= _SAME_BOX) or any(distance(pose, o) < _SAME for o in others)
 
 
 _sizes = set[tuple[int, int]]()  # of the pictures that were searched since memory was given back

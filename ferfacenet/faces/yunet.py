@@ -119,7 +119,7 @@ def detect(
             for index, seen in zip(part, places, strict=True):
                 seen = seen[seen[:, 14] >= min_score]
                 seen = best_first(seen[seen.isfinite().all(1)])
-                found[index] = seen[first_of_each(_overlap(seen) > ECHO)]
+                found[index] = seen[first_of_each(measure_overlap(seen, seen)[0] > ECHO)]
     return [found[index] for index in range(len(views))]
 
 
@@ -140,8 +140,7 @@ def best_first(rows: Tensor) -> Tensor:
 
 
 def first_of_each(same: Tensor) -> list[int]:
-    """Of several in order, (n, n) which of them show the same, those that show what none of the
-    first that were taken shows."""
+    """Of rows in order, of which (n, n) says which two are of the same face, the first of each."""
     matrix, taken = same.numpy(), list[int]()
     for index, row in enumerate(matrix):
         if not row[taken].any():
@@ -149,16 +148,11 @@ def first_of_each(same: Tensor) -> list[int]:
     return taken
 
 
-def measure_overlap(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Of boxes (n, 4) and (m, 4) the areas that are common to two, (n, m), and their own, (n, 1)
-    and (m,)."""
+def measure_overlap(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """What each two of boxes (n, 4) and (m, 4), or of rows that begin with one, have in common, as
+    a share of their union and of the smaller one, (n, m) each."""
     low = torch.maximum(first[:, None, :2], second[:, :2])
     high = torch.minimum(first[:, None, 2:4], second[:, 2:4])
-    own = [(boxes[:, 2:4] - boxes[:, :2]).prod(1) for boxes in (first, second)]
-    return (high - low).clamp(min=0).prod(2), own[0][:, None], own[1]
-
-
-def _overlap(rows: Tensor) -> Tensor:
-    """The intersection over union of the boxes of each two rows."""
-    common, first, second = measure_overlap(rows[:, :4], rows[:, :4])
-    return common / (first + second - common)
+    common = (high - low).clamp(min=0).prod(2)
+    one, other = ((b[..., 2:4] - b[..., :2]).prod(-1) for b in (first[:, None], second))
+    return common / (one + other - common), common / torch.minimum(one, other)
