@@ -380,13 +380,8 @@ def test_colours(tmp_path: Path) -> None:
         ((_, _, shown),) = read_frames(tmp_path / f"{name}.mp4")
         assert np.abs(shown.astype(int) - red).max() <= 4, name
     half = [np.dstack([red, np.full((48, 64), 128, np.uint8)])]
-    still = {"auto-alt-ref": "0"}
-    on_white = (red.astype(int) + 255) / 2
-    kinds = ("qtrle", "argb"), ("libvpx-vp9", "yuva420p"), ("libvpx", "yuva420p")
-    for codec, form in kinds:
-        name = f"{codec}.mov" if codec == "qtrle" else f"{codec}.webm"
-        ((_, _, shown),) = read_frames(make(tmp_path / name, half, codec, form=form, **still))
-        assert np.abs(shown - on_white).max() <= 6, name
+    ((_, _, shown),) = read_frames(make(tmp_path / "half.mov", half, "qtrle", form="argb"))
+    assert np.abs(shown - (red.astype(int) + 255) / 2).max() <= 6
 
 
 @pytest.mark.parametrize(("curve", "level"), [(16, 0.58), (18, 0.75)])

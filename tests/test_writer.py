@@ -43,9 +43,6 @@ def test_rate_times_and_duration_are_the_sources(suffix: str, tmp_path: Path) ->
         assert len(packets) == len(read)
         if rate:
             assert length == pytest.approx(read[-1][1] + 1 / rate, abs=2e-3)
-    # The last picture lasts no longer than the source.
-    with av.open(str(copy(sixty, tmp_path / f"out.{suffix}", every=20))) as file:
-        assert file.duration / 1e6 == pytest.approx(30 / 60, abs=2e-3)
 
 
 @pytest.mark.parametrize(

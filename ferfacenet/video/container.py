@@ -25,11 +25,9 @@ _CONTAINERS = (
 )
 # A file whose pictures end more than so many seconds before it says is torn.
 _TORN = 0.5
-# Seconds by which a time falls, or in a container that may begin anew rises, where another
-# recording has been put behind the first.
+# A time that falls by more seconds than _BACK, or in a container that may begin anew rises by more
+# than _AHEAD, is that of another recording which has been put behind the first.
 _BACK, _AHEAD = 0.1, 60.0
-# Of VP8 and VP9 FFmpeg's own decoders leave out what is transparent.
-_WITH_ALPHA = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 
 
 class Clock:
@@ -40,8 +38,8 @@ class Clock:
         self._last, self._next = -math.inf, 0.0
 
     def place(self, time: float | None, duration: float, jumps: bool = False) -> float:
-        """When it is shown what has that time in its file, if any, and lasts so many seconds;
-        ``jumps``: whether a time far ahead is of another recording."""
+        """When to show what has this time in its file, or None, and this duration, both in seconds;
+        ``jumps``: whether a time far ahead is another recording's."""
         if self._shift is None:
             self._shift = -(time or 0.0)
         now = self._next if time is None else time + self._shift
@@ -100,16 +98,13 @@ def play(container: Any, clock: Clock) -> Generator[tuple[float, Callable[[], Pi
     av = import_extra("av")
     stream = find_video(container)
     stream.thread_type = "AUTO"
-    decoder, name = stream.codec_context, _WITH_ALPHA.get(stream.codec_context.name)
-    if stream.metadata.get("alpha_mode") == "1" and name in av.codecs_available:
-        decoder = av.CodecContext.create(name, "r")
     reformatter = import_extra("av.video.reformatter").VideoReformatter()
     jumps = bool(container.format.flags & av.format.Flags.ts_discont.value)
     # AVI has no times of presentation, but its frames come out in order, and evenly.
     orderly = container.format.name == "avi"
     rate = stream.average_rate or stream.guessed_rate or 25
     count, torn, end = 0, False, 0.0
-    for frame in _decode(container, stream, decoder):
+    for frame in _decode(container, stream):
         torn = torn or frame is None or frame.is_corrupt
         if frame is None:
             continue
@@ -129,7 +124,7 @@ def play(container: Any, clock: Clock) -> Generator[tuple[float, Callable[[], Pi
         raise ValueError(said)
 
 
-def _decode(container: Any, stream: Any, decoder: Any) -> Generator[Any]:
+def _decode(container: Any, stream: Any) -> Generator[Any]:
     """The frames, and None for each part that cannot be read."""
     error = import_extra("av").FFmpegError
     try:
@@ -138,13 +133,13 @@ def _decode(container: Any, stream: Any, decoder: Any) -> Generator[Any]:
             if not packet.size and packet.pts is not None:
                 continue
             try:
-                yield from decoder.decode(packet)
+                yield from packet.decode()
             except error:
                 yield None
     except error:
         yield None
         with suppress(error):  # what the decoder still holds
-            yield from decoder.decode(None)
+            yield from stream.codec_context.decode(None)
 
 
 def _draw(frame: Any, stretch: float, reformatter: Any) -> Picture:

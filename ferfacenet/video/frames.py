@@ -179,10 +179,8 @@ def _animation(file: BinaryIO) -> PIL.Image.Image | None:
         return None
     if file.read(12)[4:] in HEIC:  # of which FFmpeg makes a video of its tiles
         raise ValueError("is a picture, not a video")
-    PIL.Image.init()
     try:
-        formats = [known for known in ANIMATIONS if known in PIL.Image.OPEN]
-        image = PIL.Image.open(file, formats=formats)
+        image = PIL.Image.open(file, formats=ANIMATIONS)
         animated = getattr(image, "is_animated", False)
     except Exception:  # decoders raise nearly anything on broken data
         return None

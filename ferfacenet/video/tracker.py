@@ -23,18 +23,19 @@ from ferfacenet.transforms import TTA, to_rgb
 from ferfacenet.video.container import Picture, import_extra
 from ferfacenet.video.frames import Source, read_frames
 
-# Between whiles a face is looked for around where it was; the whole picture is searched when one
-# is lost there, and for new ones at least so often, in seconds.
+# Each frame shows faces where they were in the last; the whole of it is searched when one is lost
+# there, and for new ones when this many seconds have passed since.
 _SEARCH_EVERY = 0.25
-# For so many seconds somebody who is out of sight keeps the number, and so far, in sides and in
-# size, may have moved.
+# Somebody out of sight keeps the number for _REMEMBER seconds, if they come back no further away
+# than _NEAR, by ``distance``.
 _REMEMBER, _NEAR = 2.0, 2.0
-# Where the picture as a whole, in small, differs by so much from the last (of 1), there may be a
-# cut: nobody who is out of sight is remembered.
+# A frame of which a small copy differs by this much (of 1) from that of the last may follow a cut:
+# nobody who is out of sight is remembered.
 _CUT = 0.08
-# A face that is clear, by its score, is somebody's only if its look correlates by so much with the
-# last or the mean look, and from one frame to the next by so much, less the seconds between. Else
-# the number stays with the place for so many seconds, in which a hand or a flash may go by.
+# Of a face with a score of at least _CLEAR the look is known, and it is a person's only if the look
+# correlates with their last or mean one by _ALIKE, and from one frame to the next by _NEXT less the
+# seconds between. Else the number stays with the place for _DOUBT seconds, in which a hand or a
+# flash may go by.
 # Measured: nobody followed in five videos at 1 to 30 frames a second lost the number; a second out
 # of sight cost it 0 to 9 %, an extreme change of expression in CK+ 1 %. Somebody else in the seat
 # is told in 100 % of pairs of photos, later in 93; in CK+, with one pose and light, in 70 and 43.
@@ -105,21 +106,22 @@ class _Track:
     pose: Pose
     face: DetectedFace
     looks: Tensor | None  # (2, n): the last one, and the mean; None while it has not been clear
-    seen: float  # the time of the last frame in which it was
+    seen: float  # the time of the last frame that showed it
     doubt: float = math.inf  # since when it has looked like somebody else
     number: int = 0
     weight: float = 0.0  # of all that is in the average
     average: dict[str, float] = field(default_factory=dict)
 
     def is_like(self, new: _Track, seconds: float) -> bool:
-        """Whether a face may be this person's, so many seconds after it was seen."""
+        """Whether a face may be this person's, this many seconds after they were seen."""
         if self.looks is None or new.looks is None:
             return True
         likeness = float(F.cosine_similarity(self.looks, new.looks).max())
         return likeness >= max(_ALIKE, _NEXT - seconds)
 
     def cost(self, new: _Track) -> float:
-        """How far away a face is; if there is doubt, more than any two without; or too much."""
+        """How far away a face is; 2 * _NEAR more where it looks like somebody else, but may for a
+        moment be this person; and 3 * _NEAR where it cannot be."""
         apart = distance(new.pose, self.pose)
         if apart < _NEAR and self.is_like(new, new.seen - self.seen):
             return apart
@@ -238,14 +240,14 @@ class FaceTracker:
 
 
 def _shrink(picture: Tensor) -> Tensor:
-    """(3, H, W) uint8 in small, in [0, 1]."""
+    """(3, H, W) uint8 to (3, 24, 32) in [0, 1]."""
     small = F.interpolate(picture[None], size=(24, 32), mode="bilinear", antialias=True)[0]
     return small.float() / 255
 
 
 def _see(picture: Tensor, pose: Pose, seconds: float) -> _Track:
-    """A face, with its look if it is clear: what stays as the expression changes and the head turns
-    a little, the logarithms of 12x12 means, which light moves alike, about their own mean."""
+    """A face, with its look if it is clear: the logarithms of 12x12 means of its crop, less their
+    mean. They stay as the expression changes, the head turns a little and the light changes."""
     face = frame_face(picture, pose)
     cells = (F.avg_pool2d(face.crop, 4) + 0.1).log().flatten()
     looks = (cells - cells.mean()).expand(2, -1) if pose.score >= _CLEAR else None

@@ -16,7 +16,6 @@ from ferfacenet.video.container import (
     find_video,
     import_extra,
     open_container,
-    stated_end,
 )
 from ferfacenet.weights import open_atomically
 
@@ -36,15 +35,15 @@ class VideoWriter:
     """
 
     def __init__(self, path: Path, source: Path | None = None, every: int = 1) -> None:
-        """``source``: the video of which every so manieth frame is written, for its rate, and for
-        its sound, which is copied as it is where the container takes it."""
+        """``source``: the video whose frames these are, or one of ``every`` of them: for its rate,
+        and for its sound, which is copied as it is where the container takes it."""
         self._path, self._source, self._every = path, source, every
         self._file: Any = None
         self._failure: Exception | None = None
         self._resources = ExitStack()
         self._sound: Iterator[tuple[float, Any]] = iter(())
         self._heard = self._seen = -math.inf
-        self._rate, self._end = Fraction(30), math.inf  # the source's, and its end in seconds
+        self._rate = Fraction(30)  # the source's
 
     def __enter__(self) -> VideoWriter:
         return self
@@ -70,12 +69,12 @@ class VideoWriter:
 
     @contextmanager
     def _named(self) -> Iterator[None]:
-        """Let an error of the disk name the file, and be the end of it."""
+        """Let an error of the disk name the file; after any error nothing more is written."""
         try:
             yield
         except Exception as error:
             self._failure = error
-            # The name of the temporary file, which holds that of the file, tells nobody anything.
+            # Not the temporary file, whose name holds that of the file.
             if isinstance(error, OSError) and self._path.name in str(error.filename or self._path):
                 error.filename = str(self._path)
             raise
@@ -88,7 +87,6 @@ class VideoWriter:
             stream, sound = find_video(source), source.streams.best("audio")
             self._rate = stream.average_rate or stream.guessed_rate or self._rate
             begin = float((stream.start_time or 0) * stream.time_base)
-            self._end = (stated_end(source) or math.inf) - begin
         target = self._resources.enter_context(open_atomically(self._path))
         form = WRITABLE[self._path.suffix[1:].lower()]
         while True:
@@ -127,8 +125,7 @@ class VideoWriter:
     def _mux(self, packets: list[Any]) -> None:
         for packet in packets:
             # Players need it of the last one, which no other ends.
-            left = max(self._end - float(packet.pts * packet.time_base), 1 / self._rate)
-            packet.duration = round(min(self._every / self._rate, left) / packet.time_base)
+            packet.duration = round(self._every / self._rate / packet.time_base)
             self._file.mux(packet)
 
     def _copy_sound(self, until: float) -> None:
