@@ -45,36 +45,22 @@ def joined(path: Path, *files: Path) -> Path:
     return path
 
 
-def edit(path: Path, old: bytes, new: bytes) -> Path:
-    assert old in path.read_bytes()
-    path.write_bytes(path.read_bytes().replace(old, new))
-    return path
-
-
 def twice(path: Path, first: float, second: float) -> Path:
     """Three frames that begin at one second, and behind them three that begin at another."""
-    parts = [
-        make(path.with_stem(f"{index}"), SIX[3 * index :][:3], delay=delay)
-        for index, delay in enumerate((first, second))
-    ]
+    begins = enumerate((first, second))
+    parts = [make(path.with_stem(f"{i}"), SIX[3 * i :][:3], delay=begin) for i, begin in begins]
     return joined(path, *parts)
 
 
-def two_streams(path: Path, first: tuple[int, int], default: int | None = None) -> Path:
-    """A stream of three frames and that size, and one of six of 64x48."""
+def two_streams(path: Path, side: int, default: int) -> Path:
+    """A stream of three small square frames, and one of six of 64x48."""
     with av.open(str(path), "w") as file:
-        streams = [
-            (
-                file.add_stream("libx264", 10, width=width, height=height),
-                numbered(n, (height, width)),
-            )
-            for n, (width, height) in ((3, first), (6, (64, 48)))
-        ]
-        if default is not None:
-            for index, (stream, _) in enumerate(streams):
-                stream.disposition = av.stream.Disposition.default if index == default else 0
-        for stream, pictures in streams:
-            for picture in pictures:
+        sizes = (side, side), (64, 48)
+        streams = [file.add_stream("libx264", 10, width=w, height=h) for w, h in sizes]
+        for index, stream in enumerate(streams):
+            stream.disposition = av.stream.Disposition.default if index == default else 0
+        for stream, count in zip(streams, (3, 6), strict=True):
+            for picture in numbered(count, (stream.height, stream.width)):
                 file.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
             file.mux(stream.encode(None))
     return path
@@ -128,7 +114,9 @@ def still_at_the_end(path: Path) -> Path:
 
 def titled(path: Path) -> Path:
     """As old programs write a title, in Latin-1."""
-    return edit(make(path, SIX, tags={"title": "cafe!"}), b"cafe!", b"caf\xe9!")
+    data = make(path, SIX, tags={"title": "cafe!"}).read_bytes()
+    path.write_bytes(data.replace(b"cafe!", b"caf\xe9!"))
+    return path
 
 
 TENTHS = [0.0, 0.1, 0.2, 0.3, 0.4, 0.5]
@@ -137,29 +125,25 @@ STILL = [0.0, 0.1, 0.1001, 0.2, 0.3, 0.4]
 SHOWN = [0.0, 0.1, 0.4, 0.5, 0.6, 0.7]  # as browsers show what has no duration: for 0.1 seconds
 TWICE = [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1]
 PIECES = {"movflags": "frag_keyframe+empty_moov"}
+CODECS = {".avi": "mpeg4", ".webm": "libvpx", ".wmv": "wmv2"}
 #: Files, how they are written, and the times and numbers of their frames.
 ODD: dict[str, tuple[Write, list[float], list[int]]] = {
-    "longer sound.mkv": (six(sound=2), TENTHS, ALL),
-    "longer sound.webm": (six("libvpx", sound=2), TENTHS, ALL),
-    "longer sound.flv": (six(sound=2), TENTHS, ALL),
-    "longer sound.mp4": (six(sound=2), TENTHS, ALL),
-    "longer sound.mov": (six(sound=2), TENTHS, ALL),
-    "longer sound.wmv": (six("wmv2", sound=2), TENTHS, ALL),
-    "longer sound.avi": (six("mpeg4", sound=2), TENTHS, ALL),
-    "longer sound.ts": (six(sound=2), TENTHS, ALL),
-    "stored in another order.avi": (six(bf="2"), TENTHS, ALL),
-    "stored in another order.mp4": (six(bf="2"), TENTHS, ALL),
-    "stored in another order.mkv": (six(bf="2"), TENTHS, ALL),
-    "stored in another order.ts": (six(bf="2"), TENTHS, ALL),
-    "stored in another order.flv": (six(bf="2"), TENTHS, ALL),
-    "stored in another order.h264": (six(bf="2"), TENTHS, ALL),
+    **{
+        f"longer sound{suffix}": (six(CODECS.get(suffix, "libx264"), sound=2), TENTHS, ALL)
+        for suffix in (".mkv", ".webm", ".flv", ".mp4", ".mov", ".wmv", ".avi", ".ts")
+    },
+    **{
+        f"stored in another order{suffix}": (six(bf="2"), TENTHS, ALL)
+        for suffix in (".avi", ".mp4", ".mkv", ".ts", ".flv", ".h264")
+    },
     "stored in another order, MPEG-4.avi": (six("mpeg4", bf="2"), TENTHS, ALL),
     "stored in another order.mpg": (
         six("mpeg2video", rate=25, bf="2"), [0.4 * time for time in TENTHS], ALL
     ),
-    "later than the sound.ts": (six(sound=1, delay=0.3), TENTHS, ALL),
-    "later than the sound.mp4": (six(sound=1, delay=0.3), TENTHS, ALL),
-    "later than the sound.mkv": (six(sound=1, delay=0.3), TENTHS, ALL),
+    **{
+        f"later than the sound{suffix}": (six(sound=1, delay=0.3), TENTHS, ALL)
+        for suffix in (".ts", ".mp4", ".mkv")
+    },
     "again from 0.ts": (lambda path: twice(path, 0, 0), TENTHS, ALL),
     "then earlier.ts": (lambda path: twice(path, 5, 0), TENTHS, ALL),
     "hours later.ts": (lambda path: twice(path, 0, 9000), TENTHS, ALL),
@@ -169,8 +153,8 @@ ODD: dict[str, tuple[Write, list[float], list[int]]] = {
     "variable rate.mkv": (six(times=UNEVEN), UNEVEN, ALL),
     "times that stand still.mkv": (six(times=STILL), [0, 0.1, 0.15, 0.2, 0.3, 0.4], ALL),
     "in pieces.mp4": (six(options=PIECES, g="2"), TENTHS, ALL),
-    "preview first.mp4": (lambda path: two_streams(path, (16, 16), default=1), TENTHS, ALL),
-    "small first.mkv": (lambda path: two_streams(path, (16, 16)), TENTHS, ALL),
+    "preview first.mp4": (lambda path: two_streams(path, 96, default=1), TENTHS, ALL),
+    "small first.mkv": (lambda path: two_streams(path, 16, default=2), TENTHS, ALL),
     "title in Latin-1.avi": (titled, TENTHS, ALL),
     "unfinished.avi": (unfinished, TENTHS, ALL),
     "animation.gif": (animation, SHOWN, ALL),
@@ -209,7 +193,7 @@ STORED: dict[int, tuple[Callable[[Any], Any], tuple[int, int, int, int]]] = {
 }
 
 
-@pytest.mark.parametrize("suffix", [".mp4", ".mov", ".jpg"])
+@pytest.mark.parametrize("suffix", [".mp4", ".jpg"])
 @pytest.mark.parametrize("orientation", STORED)
 def test_pictures_are_upright_and_not_mirrored(
     orientation: int, suffix: str, tmp_path: Path
@@ -236,13 +220,10 @@ def test_images_in_sequence_with_a_gap_a_broken_and_an_empty_one(tmp_path: Path)
     (tmp_path / "a103b.png").write_bytes(data[: len(data) // 2])
     for other in ("a1b.png", "a0101b.png", "a101b.jpg", "xa101b.png", "a-01b.png"):
         (tmp_path / other).write_bytes(b"no picture, and not of this sequence")
-    found = list[int]()
-    with pytest.raises(ValueError, match="a%03db.png") as said:
-        found.extend(index for index, _, _ in read_frames(tmp_path / "a%03db.png"))
-    assert found == [0, 1, 3, 4, 8, 9]
-    assert re.search("2 missing before a106b.png", str(said.value))
-    assert re.search("a100b.png: is empty", str(said.value))
-    assert re.search("a103b.png: cannot be read", str(said.value))
+    times, _, _, error = read(tmp_path / "a%03db.png", fps=1)
+    assert times == [0, 1, 3, 4, 8, 9] and "a%03db.png: " in error
+    for wrong in ("missing before a106b.png", "a100b.png: is empty", "a103b.png: cannot be read"):
+        assert wrong in error
     times, numbers, _, error = read(tmp_path / "a%03db.png", every=4, fps=2)
     assert (times, numbers) == ([0, 2, 4], [0, 4, 2]) and "2 missing" in error
     with pytest.raises(FileNotFoundError, match="c%d.png"):
@@ -297,21 +278,6 @@ def test_what_is_no_video_or_names_other_files_is_refused_at_once(tmp_path: Path
         assert not is_video(Path(source))
 
 
-def test_bytes_open_files_and_pipes(tmp_path: Path) -> None:
-    path = make(tmp_path / "a.mkv", SIX)
-    with path.open("rb") as file:
-        assert read(file)[:2] == (TENTHS, ALL) and not file.closed
-    assert read(path.read_bytes())[:2] == (TENTHS, ALL) == read(io.BytesIO(path.read_bytes()))[:2]
-    end, begin = os.pipe()
-    threading.Thread(target=lambda: os.fdopen(begin, "wb").write(path.read_bytes())).start()
-    with os.fdopen(end, "rb") as pipe:
-        assert read(pipe)[:2] == (TENTHS, ALL)
-    with pytest.raises(TypeError, match="a path, bytes"):
-        read(path.read_text)
-    with path.open(encoding="latin-1") as text, pytest.raises(TypeError, match="binary"):
-        read(text)
-
-
 class _Download:
     """No more than a source needs to have."""
 
@@ -319,27 +285,34 @@ class _Download:
         self.read = io.BytesIO(data).read
 
 
-def test_files_of_any_kind_and_wherever_they_stand(tmp_path: Path) -> None:
+def test_open_files_of_any_kind_and_wherever_they_stand(tmp_path: Path) -> None:
     """A web framework gives uploads as spooled files, which are open for both, at their end."""
-    clip, shown = make(tmp_path / "a.mkv", SIX), animation(tmp_path / "a.gif")
-    for path, times in ((clip, TENTHS), (shown, SHOWN)):
-        with tempfile.SpooledTemporaryFile(1 << 20) as file:
-            file.write(path.read_bytes())
-            assert read(file) == (times, ALL, {(48, 64, 3)}, "")
-    assert read(_Download(clip.read_bytes())) == (TENTHS, ALL, {(48, 64, 3)}, "")
-
-
-def test_where_the_index_comes_too_late_the_remedy_is_named(tmp_path: Path) -> None:
+    path, shown = make(tmp_path / "a.mkv", SIX), animation(tmp_path / "a.gif")
+    data = path.read_bytes()
+    with path.open("rb") as file:
+        assert read(file)[:2] == (TENTHS, ALL) and not file.closed
+    for source in (data, io.BytesIO(data), _Download(data)):
+        assert read(source) == (TENTHS, ALL, {(48, 64, 3)}, "")
+    for file, times in ((path, TENTHS), (shown, SHOWN)):
+        with tempfile.SpooledTemporaryFile(1 << 20) as spooled:
+            spooled.write(file.read_bytes())
+            assert read(spooled) == (times, ALL, {(48, 64, 3)}, "")
+    end, begin = os.pipe()
+    threading.Thread(target=lambda: os.fdopen(begin, "wb").write(data)).start()
+    with os.fdopen(end, "rb") as pipe:
+        assert read(pipe)[:2] == (TENTHS, ALL)
+    with pytest.raises(TypeError, match="a path, bytes"):
+        read(path.read_text)
+    with path.open(encoding="latin-1") as text, pytest.raises(TypeError, match="binary"):
+        read(text)
     noise = [np.random.default_rng(i).integers(0, 255, (96, 128, 3), np.uint8) for i in range(6)]
     times, _, _, error = read(_Download(make(tmp_path / "a.mp4", noise).read_bytes()))
-    assert not times and "faststart" in error
-    path = make(tmp_path / "b.mp4", noise, options={"movflags": "faststart"})
-    assert read(_Download(path.read_bytes()))[0] == TENTHS
+    assert not times and "faststart" in error, "its index comes too late"
 
 
-@pytest.mark.parametrize("secret", ["user:a@b", "user:?#@"])
-def test_no_part_of_a_password_is_named(secret: str) -> None:
-    assert hide_password(f"rtsp://{secret}@host/a@b") == "rtsp://host/a@b"
+def test_no_part_of_a_password_is_named() -> None:
+    for secret in ("user:a@b", "user:?#@"):
+        assert hide_password(f"rtsp://{secret}@host/a@b") == "rtsp://host/a@b"
 
 
 def test_pixels_that_are_not_square(tmp_path: Path) -> None:
@@ -384,25 +357,24 @@ def test_colours(tmp_path: Path) -> None:
     assert np.abs(shown - (red.astype(int) + 255) / 2).max() <= 6
 
 
-@pytest.mark.parametrize(("curve", "level"), [(16, 0.58), (18, 0.75)])
-def test_hdr_white_is_white(curve: int, level: float, tmp_path: Path) -> None:
+def test_hdr_white_is_white(tmp_path: Path) -> None:
     """BT.2408's reference white of PQ and HLG, of which a plain copy of the values is gray."""
     pytest.importorskip("av", minversion="18", reason="PyAV 17 only tags colours")
-    frame = av.VideoFrame(128, 96, "yuv420p10le")
-    frame.pts, frame.time_base = 0, Fraction(1, 10)
-    for plane, value in zip(frame.planes, (round(64 + 876 * level), 512, 512), strict=True):
-        plane.update(np.full(plane.buffer_size // 2, value, np.uint16).tobytes())
-    with av.open(str(tmp_path / "a.mp4"), "w") as file:
-        # Of one frame x265 gives no time of decoding where it may reorder it.
-        quiet = {"x265-params": "log-level=none:bframes=0"}
-        stream = file.add_stream("libx265", 10, width=128, height=96, options=quiet)
-        stream.codec_context.pix_fmt = "yuv420p10le"
-        context = stream.codec_context
-        context.colorspace = context.color_primaries = 9
-        context.color_trc, context.color_range = curve, 1
-        file.mux([*stream.encode(frame), *stream.encode(None)])
-    ((_, _, shown),) = read_frames(tmp_path / "a.mp4")
-    assert shown.min() > 225 and np.ptp(shown) < 8
+    for curve, level in ((16, 0.58), (18, 0.75)):
+        frame = av.VideoFrame(128, 96, "yuv420p10le")
+        frame.pts, frame.time_base = 0, Fraction(1, 10)
+        for plane, value in zip(frame.planes, (round(64 + 876 * level), 512, 512), strict=True):
+            plane.update(np.full(plane.buffer_size // 2, value, np.uint16).tobytes())
+        path = tmp_path / f"{curve}.mkv"
+        with av.open(str(path), "w") as file:
+            stream = file.add_stream("ffv1", 10, width=128, height=96)
+            context = stream.codec_context
+            context.pix_fmt = "yuv420p10le"
+            context.colorspace = context.color_primaries = 9
+            context.color_trc, context.color_range = curve, 1
+            file.mux([*stream.encode(frame), *stream.encode(None)])
+        ((_, _, shown),) = read_frames(path)
+        assert shown.min() > 225 and np.ptp(shown) < 8
 
 
 class _Clip(BaseHTTPRequestHandler):
@@ -489,7 +461,7 @@ def test_a_clock_rises() -> None:
 
 
 def test_memory_does_not_grow_with_the_length(tmp_path: Path) -> None:
-    slow = [np.full((96, 128, 3), index // 10, np.uint8) for index in range(2000)]
+    slow = [np.full((96, 128, 3), index // 10, np.uint8) for index in range(1000)]
     path = make(tmp_path / "long.mp4", slow, rate=200, crf="30")
     done = run(
         PEAK
@@ -505,4 +477,4 @@ print(frame.index, peak() - early)
         str(path),
     )
     last, growth = map(int, done.stdout.split())
-    assert last == 1999 and growth < 10e6  # all frames together have 74 MB
+    assert last == 999 and growth < 10e6  # all frames together have 37 MB
