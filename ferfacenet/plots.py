@@ -55,7 +55,7 @@ def save_figure(figure: Figure, path: Path) -> None:
 
 def plot_faces(image: Image, faces: Sequence[Face]) -> Figure:
     """A photo with a box around each face, and the faces' probabilities as histograms: beside it
-    for one or two, below it for more. Needs the ``plot`` extra.
+    for one or two, below it for more. Needs matplotlib.
 
     Args:
         image: of any kind that ``preprocess`` takes.
@@ -119,7 +119,7 @@ def plot_faces(image: Image, faces: Sequence[Face]) -> Figure:
 def draw_faces(image: Image, faces: Sequence[DetectedFace]) -> Picture:
     """A picture with a box around each face, and above it the label, how sure it is, and the
     number of a tracked one; around a face that has not been read, the box alone; in a corner,
-    where there are no faces, that there are none. Needs no extra.
+    where there are no faces, that there are none. Needs no matplotlib.
 
     Args:
         image: of any kind that ``preprocess`` takes, on which errors it raises too.

@@ -1,1 +1,1 @@
-"""Videos and cameras to tracked faces; needs the ``video`` extra."""
+"""Videos and cameras to tracked faces; needs what the ``video`` extra has."""

@@ -74,7 +74,7 @@ def predict_video(
     precision: Precision = "auto",
 ) -> Generator[VideoFrame]:
     """The frames of a video one by one, with their faces read and followed from frame to frame.
-    Needs the ``video`` extra. One frame is in memory at a time.
+    Needs av, opencv-python-headless and scipy. One frame is in memory at a time.
 
     Args:
         model: as for ``predict_faces``, whose further arguments have the same meaning here.
@@ -90,7 +90,7 @@ def predict_video(
         ValueError: the source cannot be read as a video; or an argument is out of range. What is
             torn gives the frames that can be read, and then this error.
         OSError: the file cannot be opened.
-        ImportError: the ``video`` extra is missing.
+        ImportError: one of these packages is missing.
     """
     tracker = FaceTracker(
         model, smooth=smooth, tta=tta, min_size=min_size, min_score=min_score,
