@@ -9,10 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from videos import shift, torn
+from videos import shift
 
 from ferfacenet import ImprovedVGG19, VideoFrame, predict_faces, predict_video
-from ferfacenet.video.frames import read_frames
 
 
 def test_each_frame_is_read_as_a_photo_is(clip: Path, model: ImprovedVGG19) -> None:
@@ -55,14 +54,6 @@ def test_arguments_out_of_range(clip: Path, model: ImprovedVGG19) -> None:
     for option in options:
         with pytest.raises(ValueError, match=next(iter(option))):
             list(predict_video(model, clip, **option))
-
-
-def test_a_torn_file_gives_what_can_be_read(clip: Path, tmp_path: Path) -> None:
-    for path in torn(clip, tmp_path):
-        seen: list[object] = []
-        with pytest.raises(ValueError, match=f"{path.name}: torn"):
-            seen.extend(read_frames(path))
-        assert 5 < len(seen) < 24
 
 
 def test_a_camera(clip: Path, model: ImprovedVGG19, monkeypatch: pytest.MonkeyPatch) -> None:

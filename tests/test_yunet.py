@@ -72,17 +72,6 @@ def test_the_weights_are_converted_from_the_onnx_file(
         convert(tmp_path / "other.onnx")
 
 
-def test_gray_float_and_batches_are_detected_alike() -> None:
-    x = pixels(Image.open(PORTRAITS))
-    batch = torch.stack([x, x.flip(2)])
-    first, mirrored = detect(batch, 0.6, CPU)
-    (alone,), (floats,) = detect(x[None], 0.6, CPU), detect(x[None] / 255, 0.6, CPU)
-    for rows in (alone, floats):
-        assert torch.allclose(rows, first, atol=1e-2)
-    assert len(first) == len(mirrored) == 2
-    assert load_detector(CPU)(x[None, :, :64, :96] / 255).shape == (1, 8 * 12 + 4 * 6 + 2 * 3, 15)
-
-
 def test_pictures_of_any_shape_are_searched() -> None:
     random = torch.Generator().manual_seed(0)
     for shape in [(1, 1), (31, 7), (1, 2000), (700, 700)]:
