@@ -57,7 +57,7 @@ def open_container(source: BinaryIO | str, **settings: Any) -> Any:
     if not isinstance(source, str):
         settings["options"] = {"format_whitelist": _CONTAINERS}
     try:
-        # Said, because PyAV would write to a file that is open for both.
+        # Without "r" PyAV would write to a file that is open for both.
         container = av.open(source, "r", metadata_errors="replace", **settings)
     except av.error.ExitError as error:
         raise ValueError("nothing has come from there for some seconds") from error
@@ -129,7 +129,7 @@ def _decode(container: Any, stream: Any) -> Generator[Any]:
     error = import_extra("av").FFmpegError
     try:
         for packet in container.demux(stream):
-            # An empty one shows the last picture again; to the decoder it would mean the end.
+            # An empty packet repeats the last picture; the decoder would take it for the end.
             if not packet.size and packet.pts is not None:
                 continue
             try:
@@ -163,7 +163,7 @@ def _draw(frame: Any, stretch: float, reformatter: Any) -> Picture:
         if abs(b) > abs(a):
             picture, a, d = picture.swapaxes(0, 1), c, b
         picture = picture[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
-    return np.array(picture, order="C")  # what reads FFmpeg's own memory takes longer
+    return np.array(picture, order="C")  # a copy: FFmpeg's own memory is slow to read
 
 
 def import_extra(name: str) -> Any:

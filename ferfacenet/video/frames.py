@@ -38,7 +38,7 @@ _Frames: TypeAlias = Generator[tuple[float, Callable[[], Picture]]]
 #: The animations, by Pillow's names, which reads them: FFmpeg misreads some and refuses others.
 ANIMATIONS = ("GIF", "PNG", "WEBP", "AVIF")
 _ADDRESS = re.compile(r"(https?|rtmps?|rtsps?)://\S", re.IGNORECASE)
-# Seconds that a stream may be silent, and for which a live one is opened again.
+# How many seconds a stream may be silent, and for how many it is tried to open a live one again.
 _SILENCE, _PATIENCE = 10.0, 30.0
 
 
@@ -211,13 +211,13 @@ def _read_stream(address: str) -> _Frames:
     """A stream until it ends; a live one, which never does, is opened again when it breaks off."""
     if not _ADDRESS.match(address):
         raise ValueError("is no address of a stream: those of http, https, rtsp, rtmp are read")
-    # FFmpeg itself goes on where the server can go on from a byte.
+    # By "reconnect" FFmpeg asks a server again for the rest of a file.
     options = {"reconnect": "1", "rtsp_transport": "tcp"}
     clock, live, heard = Clock(), False, 0.0
     while True:
         try:
             with open_container(address, timeout=_SILENCE, options=options) as container:
-                # Over HTTP come files, but for the pages of pictures that cameras serve.
+                # What comes over HTTP is a file, unless it is a camera's page of pictures.
                 camera = container.format.name == "mpjpeg" or not address.lower().startswith("http")
                 live = camera and not container.duration
                 for frame in play(container, clock):

@@ -32,10 +32,10 @@ _REMEMBER, _NEAR = 2.0, 2.0
 # A frame of which a small copy differs by this much (of 1) from that of the last may follow a cut:
 # nobody who is out of sight is remembered.
 _CUT = 0.08
-# Of a face with a score of at least _CLEAR the look is known, and it is a person's only if the look
-# correlates with their last or mean one by _ALIKE, and from one frame to the next by _NEXT less the
-# seconds between. Else the number stays with the place for _DOUBT seconds, in which a hand or a
-# flash may go by.
+# A face with a score of at least _CLEAR has an appearance; it is a person's only if this correlates
+# by _ALIKE with their last or mean one, and from one frame to the next by _NEXT less the seconds
+# between. Else the number stays with the place for _DOUBT seconds, in which a hand or a flash may
+# go by.
 # Measured: nobody followed in five videos at 1 to 30 frames a second lost the number; a second out
 # of sight cost it 0 to 9 %, an extreme change of expression in CK+ 1 %. Somebody else in the seat
 # is told in 100 % of pairs of photos, later in 93; in CK+, with one pose and light, in 70 and 43.
@@ -105,18 +105,18 @@ def predict_video(
 class _Track:
     pose: Pose
     face: DetectedFace
-    looks: Tensor | None  # (2, n): the last one, and the mean; None while it has not been clear
+    appearance: Tensor | None  # (2, n): the last, and the mean; None while it has not been clear
     seen: float  # the time of the last frame that showed it
-    doubt: float = math.inf  # since when it has looked like somebody else
+    doubt: float = math.inf  # since when it has had another appearance
     number: int = 0
     weight: float = 0.0  # of all that is in the average
     average: dict[str, float] = field(default_factory=dict)
 
     def is_like(self, new: _Track, seconds: float) -> bool:
         """Whether a face may be this person's, this many seconds after they were seen."""
-        if self.looks is None or new.looks is None:
+        if self.appearance is None or new.appearance is None:
             return True
-        likeness = float(F.cosine_similarity(self.looks, new.looks).max())
+        likeness = float(F.cosine_similarity(self.appearance, new.appearance).max())
         return likeness >= max(_ALIKE, _NEXT - seconds)
 
     def cost(self, new: _Track) -> float:
@@ -130,10 +130,10 @@ class _Track:
     def take(self, new: _Track, sure: bool = True) -> None:
         self.pose, self.face = new.pose, new.face
         self.doubt = math.inf if sure else min(self.doubt, new.seen)
-        if sure and new.looks is not None:
-            last, mean = new.looks
-            mean = mean if self.looks is None else self.looks[1].lerp(mean, 0.05)
-            self.looks = torch.stack([last, mean])
+        if sure and new.appearance is not None:
+            last, mean = new.appearance
+            mean = mean if self.appearance is None else self.appearance[1].lerp(mean, 0.05)
+            self.appearance = torch.stack([last, mean])
 
 
 class FaceTracker:
@@ -246,9 +246,9 @@ def _shrink(picture: Tensor) -> Tensor:
 
 
 def _see(picture: Tensor, pose: Pose, seconds: float) -> _Track:
-    """A face, with its look if it is clear: the logarithms of 12x12 means of its crop, less their
-    mean. They stay as the expression changes, the head turns a little and the light changes."""
+    """A face, with its appearance if it is clear: the logarithms of 12x12 means of its crop, less
+    their mean. They stay as the expression changes, the head turns a little, the light changes."""
     face = frame_face(picture, pose)
     cells = (F.avg_pool2d(face.crop, 4) + 0.1).log().flatten()
-    looks = (cells - cells.mean()).expand(2, -1) if pose.score >= _CLEAR else None
-    return _Track(pose, face, looks, seconds)
+    appearance = (cells - cells.mean()).expand(2, -1) if pose.score >= _CLEAR else None
+    return _Track(pose, face, appearance, seconds)

@@ -10,19 +10,13 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from ferfacenet.video.container import (
-    Clock,
-    Picture,
-    find_video,
-    import_extra,
-    open_container,
-)
+from ferfacenet.video.container import Clock, Picture, find_video, import_extra, open_container
 from ferfacenet.weights import open_atomically
 
 #: What a written video's name may end in, and FFmpeg's name of that container.
 WRITABLE = {"mp4": "mp4", "mov": "mov", "mkv": "matroska", "webm": "webm"}
 
-_TICK = Fraction(1, 90_000)  # seconds in which times are counted; fits all usual rates
+_TICK = Fraction(1, 90_000)  # the unit of times, in seconds, of which all usual rates are made
 _BT709, _LIMITED = 1, 1  # the colours and the range of written pictures, as FFmpeg numbers them
 
 
