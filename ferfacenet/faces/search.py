@@ -3,6 +3,7 @@
 A search is a generator: it yields the views that it wants the detector to look at, and is sent the
 sightings in each, rows of ``detect``. What the searches of several pictures want is looked at
 together, since a call of the detector's network costs as much as its work on a small view.
+The constants have the names by which tools/export_onnx.py hands them to readers without PyTorch.
 """
 
 from __future__ import annotations
@@ -42,8 +43,7 @@ _SURE, _EVIDENT, _UPRIGHT, _TURNED = 0.6, 0.8, 0.91, 0.02
 # upright for sure, and one has the share _PORTRAIT of the longer side, so nobody lies beside it.
 # Where nothing is sure after all that, longer sides of _OTHERS are tried.
 SMALLEST, _LEAST, _WHOLE, _SMALL, _OTHERS = 14, 256, 720, 160, (640, 960)
-_PORTRAIT = 0.25
-_MAX_UPSCALE = 4.0
+_PORTRAIT, _MAX_UPSCALE = 0.25, 4.0
 # Each view gets a gray border of at least _BORDER pixels, so that faces are seen that the picture's
 # edge cuts, and sides that are multiples of _STEP. Where a side is longer than the first of _PARTS
 # (in pictures of more than _MUCH pixels, the second), views are parts that long, which overlap by
@@ -59,7 +59,7 @@ _CLOSE_FACE, _CLOSE_VIEW, _TILTS = 180, 256, (-8.0, 8.0)
 _FOLLOWED, _FOLLOWED_CLOSE, _LEVEL = 0.6, 0.75, 8.0
 # A sighting of this share of the smallest size may from close by prove to be large enough.
 _NEARLY = 0.8
-_AT_ONCE = 16  # sightings that are looked at before it is asked whether there are enough faces
+_FIRST = 16  # sightings that are looked at before it is asked whether there are enough faces
 
 # Two sightings are of one face if their ``distance`` is below _SAME, or if the smaller box lies in
 # the other with _SAME_BOX of its area; with _SAME_TURNED, if they are of different quarter turns.
@@ -189,8 +189,8 @@ class Search:
         sightings = [pose for pose in sightings if not _is_among(pose, self.known)]
         sightings.sort(key=Pose.rank, reverse=True)
         found: list[Pose] = []
-        for start in range(0, len(sightings), _AT_ONCE):
-            for pose in (yield from self._look_closer(sightings[start : start + _AT_ONCE])):
+        for start in range(0, len(sightings), _FIRST):
+            for pose in (yield from self._look_closer(sightings[start : start + _FIRST])):
                 large = bool((pose.box[2:] - pose.box[:2] >= self.min_size).any())
                 sure = large and pose.score >= self.limits.min_score
                 if sure and not _is_among(pose, [*self.known, *found]):
