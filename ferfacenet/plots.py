@@ -6,6 +6,7 @@ from __future__ import annotations
 import io
 import itertools
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,22 +36,21 @@ def new_figure(**options: Any) -> Figure:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError("plotting needs matplotlib: pip install matplotlib") from error
+    figure = Figure(**options)
+    # By this a notebook shows what ends a cell; of figures, it does so with pyplot's by itself.
+    vars(figure)["_repr_png_"] = partial(_encode, figure, "png")
+    return figure
 
-    class NotebookFigure(Figure):
-        def _repr_png_(self) -> bytes:
-            """For the end of a notebook's cell, where only pyplot's figures show by themselves."""
-            data = io.BytesIO()
-            self.savefig(data, format="png")
-            return data.getvalue()
 
-    return NotebookFigure(**options)
+def _encode(figure: Figure, kind: str) -> bytes:
+    data = io.BytesIO()
+    figure.savefig(data, format=kind, dpi=110)
+    return data.getvalue()
 
 
 def save_figure(figure: Figure, path: Path) -> None:
     """Write a figure in the format that the path's suffix names, whole or not at all."""
-    data = io.BytesIO()
-    figure.savefig(data, format=path.suffix[1:], dpi=110)
-    write_atomically(path, data.getvalue())
+    write_atomically(path, _encode(figure, path.suffix[1:]))
 
 
 def plot_faces(image: Image, faces: Sequence[Face]) -> Figure:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import pickle
 import re
 import sys
 from dataclasses import replace
@@ -66,10 +67,11 @@ def test_a_histogram_and_a_box_for_each_face_and_bars_as_thick_in_all(
 
 
 def test_what_notebooks_ask_for() -> None:
-    """A figure shows without pyplot, and a face its crop and its probabilities."""
-    figure = plot_faces(PHOTO, [])
-    with Image.open(io.BytesIO(figure._repr_png_())) as shown:  # type: ignore[attr-defined]
-        assert shown.size == tuple(figure.bbox.size)
+    """A figure shows without pyplot, also one that was pickled, and a face its crop and its
+    probabilities."""
+    figure = pickle.loads(pickle.dumps(plot_faces(PHOTO, [])))
+    with Image.open(io.BytesIO(figure._repr_png_())) as shown:
+        assert shown.size == tuple((figure.get_size_inches() * 110).astype(int))
     (face,) = make_faces(1)
     face = replace(face, crop=torch.rand(1, 48, 48), probabilities={"<joy> & co": 0.25})
     html = face._repr_html_()
