@@ -26,7 +26,7 @@ from ferfacenet import ImprovedVGG19, load_pretrained, predict_proba, save_pretr
 SCRIPT = ROOT / "tools" / "ckplus_kfold.py"
 TINY = [
     "--epochs", "2", "--batch-size", "7", "--n-folds", "3", "--sizes", "32", "--width", "0.125",
-    "--device", "cpu", "--protocol", "random",
+    "--device", "cpu", "--protocol", "random", "--amp", "off",
 ]  # fmt: skip
 
 

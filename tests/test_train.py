@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import _fer2013
-import _settings
 import _trainer
 import numpy as np
 import pytest
@@ -24,9 +23,11 @@ import torch.nn.functional as F
 import train
 from _augment import NUMBERS, Augmentation, augment
 from _degrade import spoil
+from _figures import plot_curves
 from _settings import Settings
 from _thin import thin
 from conftest import ROOT, change_state, csv_text, faces, votes_text
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
@@ -36,7 +37,7 @@ from ferfacenet import ImprovedVGG19, load_pretrained, predict_proba, save_pretr
 SCRIPT = ROOT / "tools" / "train.py"
 TINY = [
     "--epochs", "3", "--batch-size", "7", "--sizes", "32", "--votes-weight", "0",
-    "--device", "cpu", "--width", "0.125",
+    "--device", "cpu", "--width", "0.125", "--amp", "off",
 ]  # fmt: skip
 
 
@@ -97,6 +98,16 @@ def test_a_run_leaves_config_metrics_and_weights(whole: Path, tiny: Path) -> Non
     model = load_pretrained(whole / "weights")
     average = load_file(whole / "checkpoint.safetensors")["average.classifier.weight"]
     torch.testing.assert_close(model.classifier.weight, average, atol=1e-3, rtol=1e-3)
+
+
+def test_curves_of_one_epoch_show_points(tmp_path: Path) -> None:
+    line = {"epoch": 1, "loss": 1.5, "train_accuracy": 0.4}
+    plot_curves([line], tmp_path / "curves.png")
+    with Image.open(tmp_path / "curves.png") as picture:
+        pixels = np.asarray(picture.convert("RGB"))
+    middle = pixels[130:310]  # of 440 rows; the legend is in a corner
+    for colour in ((214, 39, 40), (31, 119, 180)):  # the loss's and the accuracy's
+        assert (middle == colour).all(-1).sum() > 10
 
 
 def test_a_stopped_run_resumes_bit_identical(whole: Path, tiny: Path, tmp_path: Path) -> None:
@@ -413,16 +424,30 @@ def test_a_run_goes_on_from_another_folder(
     assert json.loads(Path("plus/config.json").read_text())["teachers"] == "ferplus"
 
 
-def test_the_precision_of_a_run_stays(
-    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("faster", ["on", "off"])
+def test_auto_takes_the_precision_of_the_faster_steps(
+    faster: str, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    command = ["--data", str(tiny), "--out", str(tmp_path / "run"), *TINY, "--epochs", "1"]
-    monkeypatch.setattr(_settings, "prefers_bfloat16", lambda _: True)
-    train.main(command)
-    assert json.loads((tmp_path / "run" / "config.json").read_text())["amp"] == "on"
-    monkeypatch.setattr(_settings, "prefers_bfloat16", lambda _: False)  # another processor
-    train.main(command)
-    assert json.loads((tmp_path / "run" / "config.json").read_text())["amp"] == "on"
+    """And a run keeps it, also where the other one has become the faster."""
+    command = ["--data", str(tiny), *TINY, "--epochs", "1", "--amp", "auto", "--out"]
+    epoch = _trainer.Trainer.train_epoch
+    times: dict[str, list[float]] = {}
+
+    def timed(trainer: _trainer.Trainer, *given: Any) -> dict[str, Any]:
+        clock = times[trainer.settings.amp]
+        return epoch(trainer, *given) | {"seconds": clock.pop(0) if clock else 0.0}
+
+    monkeypatch.setattr(_trainer.Trainer, "train_epoch", timed)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    other = {"on": "off", "off": "on"}[faster]
+    for first, second in ((faster, other), (other, faster)):
+        times |= {first: [9, 2, 1], second: [1, 3, 2]}  # the first ones do not count
+        train.main([*command, str(tmp_path / "run")])
+        assert json.loads((tmp_path / "run" / "config.json").read_text())["amp"] == faster
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict)  # no instructions for it
+    times |= {"on": [], "off": []}
+    train.main([*command, str(tmp_path / "old")])
+    assert json.loads((tmp_path / "old" / "config.json").read_text())["amp"] == "off"
 
 
 def test_a_run_starts_from_the_weights_that_init_names(

@@ -17,7 +17,8 @@ def plot_curves(history: Sequence[dict[str, Any]], path: Path) -> None:
     figure = Figure(figsize=(10, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
     epochs = [line["epoch"] for line in history]
-    left.plot(epochs, [line["loss"] for line in history], color="C3")
+    # Of one epoch a line shows nothing.
+    left.plot(epochs, [line["loss"] for line in history], marker=".", color="C3")
     left.set(xlabel="epoch", ylabel="training loss")
     for key, label in (
         ("train_accuracy", "training batches, augmented"),
@@ -26,7 +27,7 @@ def plot_curves(history: Sequence[dict[str, Any]], path: Path) -> None:
     ):
         points = [(line["epoch"], 100 * line[key]) for line in history if key in line]
         if points:
-            right.plot(*zip(*points, strict=True), label=label)
+            right.plot(*zip(*points, strict=True), marker=".", label=label)
     right.set(xlabel="epoch", ylabel="accuracy in %")
     right.legend(loc="best", frameon=False)
     for axes in (left, right):

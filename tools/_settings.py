@@ -16,7 +16,6 @@ import torch
 from _augment import Augmentation
 
 from ferfacenet import ImprovedVGG19, WeightsError, list_pretrained, load_pretrained
-from ferfacenet.fast import prefers_bfloat16
 from ferfacenet.model import Pool
 
 
@@ -53,7 +52,7 @@ class Settings(Augmentation):
     rounds: int = 0  # batches and draws of so many epochs come round again; 0: always new ones
     crop: bool = True  # only random crops and mirrors, or else the ranges of Augmentation
     seed: int = 0
-    amp: Literal["auto", "on", "off"] = "auto"  # bf16, of teachers too; auto: where it is faster
+    amp: Literal["auto", "on", "off"] = "auto"  # bf16, of teachers too; auto: if steps are faster
     device: str = "auto"
     ahead: bool = True  # on a GPU: all batches of an epoch are made at its start
     graph: bool = True  # on a GPU: the step is one CUDA graph
@@ -102,13 +101,9 @@ class Settings(Augmentation):
     def is_calm(self, epoch: int) -> bool:
         return epoch >= self.epochs * (1 - self.calm)
 
-    def narrow(self, device: torch.device) -> bool:
-        """Whether to multiply in bfloat16."""
-        return prefers_bfloat16(device) if self.amp == "auto" else self.amp == "on"
-
     def resolved(self: Config, names: Iterable[str]) -> Config:
-        """With its precision in place of "auto", and the folders and files of the fields ``names``,
-        which commas part, as absolute paths: so that a run goes on as it began from anywhere."""
+        """With the folders and files of the fields ``names``, which commas part, as absolute paths:
+        so that a run goes on as it began from anywhere."""
         # A name means what it says, also where a folder is called so.
         known, found = {"scratch", *list_pretrained()}, dict[str, Any]()
         for name in names:
@@ -116,8 +111,7 @@ class Settings(Augmentation):
                 str(Path(part).resolve()) if part not in known and Path(part).exists() else part
                 for part in filter(None, getattr(self, name).split(","))
             )
-        amp: Literal["on", "off"] = "on" if self.narrow(self.device_of()) else "off"
-        return dataclasses.replace(self, amp=amp, **found)
+        return dataclasses.replace(self, **found)
 
     def device_of(self, rank: int = 0) -> torch.device:
         """Where to train; ``rank`` counts this machine's processes."""

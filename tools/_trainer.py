@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 import sys
 import time
 from collections.abc import Callable, Mapping
 from operator import itemgetter
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
 import torch.distributed as dist
@@ -17,13 +18,14 @@ from _augment import NUMBERS, Augmentation, augment
 from _columns import use_columns
 from _fer2013 import VOTES
 from _networks import share_batch_norm
-from _settings import Settings
+from _settings import Config, Settings
 from _winograd import keep_memory, use_winograd
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn, update_bn
 from tqdm import tqdm
 
 from ferfacenet import ImprovedVGG19
+from ferfacenet.fast import prefers_bfloat16
 from ferfacenet.transforms import CROP, views
 
 #: What networks say of a batch as it is learned, (B, 1, S, S): the mean of their probabilities,
@@ -176,7 +178,7 @@ class Trainer:
             )
         on_gpu = self.device.type == "cuda"
         torch.backends.cudnn.benchmark = True  # all batches have one shape
-        self.bf16 = settings.narrow(self.device)
+        self.bf16 = settings.amp == "on"
         embeddings = embeddings if embedding_weight else 0
         self.trainee = Trainee(network, votes is not None, embeddings).to(self.device)
         self.trainee.to(memory_format=torch.channels_last)
@@ -357,6 +359,36 @@ class Trainer:
             "loss": loss / self.world, "train_accuracy": right / settings.batch_size,
             "seconds": seconds, "images_per_second": steps * settings.batch_size / seconds,
         }  # fmt: skip
+
+
+def with_precision(settings: Config, device: torch.device) -> Config:
+    """The settings with "on" or "off" in place of amp's "auto": on a CPU that by which a step of
+    training, on noise, takes less time here. Several processes agree."""
+    if settings.amp != "auto":
+        return settings
+    has = torch.cpu.get_capabilities() if device.type == "cpu" else {}
+    if not any(map(has.get, ("avx512_bf16", "amx_bf16", "bf16"))):
+        # A GPU, or a chip without the instructions, on which one step may take a minute.
+        return dataclasses.replace(settings, amp="on" if prefers_bfloat16(device) else "off")
+    world = dist.get_world_size() if dist.is_initialized() else 1
+    few = world * max(1, min(settings.batch_size // world, 16))  # which say what many would
+    own = dataclasses.replace(settings, batch_size=few, epochs=1, lr=0.0, precise_bn=False)
+    images = torch.randint(256, (few, 48, 48), dtype=torch.uint8)
+    kinds: tuple[Literal["off", "on"], ...] = ("off", "on")
+    ways = [dataclasses.replace(own, amp=amp, compile=False) for amp in kinds]
+    trainers = [Trainer(way.network(), way, images, images[:, 0, 0].long() % 7) for way in ways]
+    turns = [
+        [trainer.train_epoch(0, tqdm(disable=True))["seconds"] for trainer in trainers]
+        for _ in range(3)
+    ]
+    seconds = torch.tensor(turns[1:]).amin(0)  # without the first, which has what comes once
+    if world > 1:
+        dist.all_reduce(seconds)
+    plain, narrow = seconds.tolist()
+    amp = kinds[narrow < plain]
+    if trainers[0].rank == 0:
+        print(f"--amp {amp}: a step in bfloat16 takes {narrow / plain:.2f} times as long")
+    return dataclasses.replace(settings, amp=amp)
 
 
 class Graph:

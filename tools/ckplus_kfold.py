@@ -45,7 +45,7 @@ from _ckplus import CATEGORIES, Frames, load, public_folds
 from _fer2013 import Faces
 from _networks import change_categories
 from _settings import Settings, load_init, name_of, parse_run
-from _trainer import Trainer, progress
+from _trainer import Trainer, progress, with_precision
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor, nn
@@ -226,6 +226,7 @@ def main(arguments: list[str] | None = None) -> None:
     done = sum(images[line["fold"] - 1] for line in history)
     logits = tensors.get("logits", torch.empty(0, 10, len(CATEGORIES)))
     again = f"python tools/ckplus_kfold.py --resume {out}"
+    config = with_precision(config, device)
     with claimed(out), stoppable(again), progress(sum(images) * config.epochs, done) as bar:
         save_config(out, config)
         for fold in range(state["fold"], count):

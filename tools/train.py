@@ -49,7 +49,7 @@ from _figures import plot_curves
 from _networks import change_categories, plain_vgg19
 from _settings import Settings, load_init, name_of, parse_run
 from _thin import FACES, thin
-from _trainer import Teacher, Trainer, accuracy, progress
+from _trainer import Teacher, Trainer, accuracy, progress, with_precision
 from evaluate import crop_logits, predict
 from torch import Tensor, nn
 
@@ -264,7 +264,7 @@ def taught(config: Config, faces: Faces, device: torch.device) -> Tensor:
     with its share, over the classes that are to be learned."""
     models = load_teachers(config, device)
     shares = parse_numbers(config.teacher_shares) or [1.0] * len(models)
-    precision: Precision = "bfloat16" if config.narrow(device) else "float32"
+    precision: Precision = "bfloat16" if config.amp == "on" else "float32"
     logits = torch.zeros(len(faces), len(config.categories))
     for model, share in zip(models, shares, strict=True):
         rows = predict(model, faces.images, "flip", "asking teachers", precision)
@@ -279,7 +279,7 @@ def consistent_teacher(config: Config, device: torch.device) -> tuple[Teacher, i
     A teacher that sees the very batch, cut and turned as it is, teaches more than one that saw each
     face once (Beyer et al., "Knowledge distillation: A good teacher is patient and consistent").
     """
-    models, compiled, bf16 = load_teachers(config, device), config.compile, config.narrow(device)
+    models, compiled, bf16 = load_teachers(config, device), config.compile, config.amp == "on"
     if any(model.categories != config.categories for model in models):
         raise SystemExit(
             f"--teachers {config.teachers}: --consistent ones have the same categories"
@@ -496,6 +496,7 @@ def main(arguments: list[str] | None = None, answers: Answers | None = None) -> 
         config = dataclasses.replace(config, epochs=100)  # until the first are measured
     # Now, not in the end, when they may be gone, or others by that name, and all work in vain.
     begun = load_init(config.init) if config.keep else None
+    config = with_precision(config, device)
     trainer = make_trainer(config, training, counts, shares, device, bool(tensors), answers)
     if tensors:
         trainer.load(tensors)
