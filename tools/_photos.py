@@ -5,10 +5,7 @@ in JSON what to do, one package that reads them.
 from __future__ import annotations
 
 import cProfile
-import inspect
-import io
 import json
-import pstats
 import re
 import statistics
 import sys
@@ -90,57 +87,45 @@ def draw_photos(folder: Path, count: int) -> dict[str, list[str]]:
     return cases
 
 
-def read_photos(predict_faces: Callable[..., Any], model: Any, photos: list[str]) -> list[Any]:
-    """The faces of each photo; of several in one call, in a revision that takes them."""
-    if len(photos) > 1 and "images" in inspect.signature(predict_faces).parameters:
-        return list(predict_faces(model, photos))
-    return [predict_faces(model, photo) for photo in photos]
-
-
-def make_reader(tree: str) -> Callable[[list[Any]], list[Any]]:
-    """A function of files, or of a video's frames, to the faces of each: ferfacenet's in that
-    folder, or fer's."""
-    if tree == "fer":
+def make_reader(package: str) -> Callable[[list[Any]], list[Any]]:
+    """A function of files, or of a video's frames, to the faces that ferfacenet or fer finds."""
+    if package == "fer":
         from fer.fer import FER
 
         fer = FER()
         return lambda images: [fer.detect_emotions(image) for image in images]
     import ferfacenet
 
-    if not Path(ferfacenet.__file__).is_relative_to(tree):
-        sys.exit(f"{ferfacenet.__file__} is not in {tree}")
     model = ferfacenet.load_pretrained("fer2013-small")
 
     def read(images: list[Any]) -> list[Any]:
-        if isinstance(images[0], str):
-            return read_photos(ferfacenet.predict_faces, model, images)
+        if isinstance(images[0], str):  # several are read ahead by threads, one is not
+            found = ferfacenet.predict_faces(model, images[0] if len(images) == 1 else images)
+            return [found] if len(images) == 1 else list(found)
         tracker = ferfacenet.FaceTracker(model)
         return [tracker.update(frame, index / 25) for index, frame in enumerate(images)]
 
     return read
 
 
-def explain(tree: str, call: Callable[[], object]) -> dict[str, Any]:
-    """The share of each of ``STEPS``, and the costliest calls; of this thread alone."""
+def share_steps(call: Callable[[], object]) -> dict[str, float]:
+    """The share of each of ``STEPS``, of this thread alone."""
     (profile := cProfile.Profile()).runcall(call)
-    stats = pstats.Stats(profile, stream=(text := io.StringIO()))
-    stats.strip_dirs().sort_stats("tottime").print_stats(10)
     entries = profile.getstats()
-    own = [(getattr(e.code, "co_name", ""), e) for e in entries if tree in str(e.code)]
+    own = [(getattr(e.code, "co_name", ""), e) for e in entries if "ferfacenet/" in str(e.code)]
     whole = sum(entry.inlinetime for entry in entries)
-    shares = {
+    return {
         step: round(sum(entry.totaltime for name, entry in own if name in names) / whole, 3)
         for step, names in STEPS.items()
     }
-    return {"shares": shares, "calls": text.getvalue().strip()}
 
 
 def time_cases(
-    tree: str, cases: dict[str, list[Any]], frames: int, seconds: float, explained: bool
+    package: str, cases: dict[str, list[Any]], frames: int, seconds: float, explained: bool
 ) -> list[dict[str, Any]]:
     """Wall clock and CPU time in ms for an image: of one the median of calls that last so many
     seconds in all, after one that is not timed; of several that of a single call."""
-    read = make_reader(tree)
+    read = make_reader(package)
     rows = []
     cases["640x480 video, a frame"] = [np.asarray(frame) for frame in draw_frames(frames)]
     for name, images in cases.items():
@@ -154,13 +139,13 @@ def time_cases(
             taken.append((time.perf_counter() - start[0], time.process_time() - start[1]))
         wall, cpu = (1e3 * statistics.median(of) / len(images) for of in zip(*taken, strict=True))
         row = {"case": name, "ms": wall, "cpu_ms": cpu, "faces": sum(map(len, found))}
-        rows.append(row | (explain(f"{tree}/ferfacenet", call) if explained else {}))
+        rows.append(row | ({"shares": share_steps(call)} if explained else {}))
     return rows
 
 
-def time_first(tree: str, photo: str, started: float) -> list[dict[str, Any]]:
+def time_first(package: str, photo: str, started: float) -> list[dict[str, Any]]:
     """From a process's start to its first answer; and the most MiB that it has held."""
-    faces = make_reader(tree)([photo])[0]
+    faces = make_reader(package)([photo])[0]
     row = {"case": "first photo of a process", "ms": 1e3 * (time.time() - started)}
     row |= {"cpu_ms": 1e3 * time.process_time(), "faces": len(faces)}
     status = Path("/proc/self/status")

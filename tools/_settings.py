@@ -123,6 +123,25 @@ class Settings(Augmentation):
 Config = TypeVar("Config", bound=Settings)
 
 
+#: Files that several scripts are given.
+INPUTS = {
+    "data": "fer2013.csv or the folder",
+    "votes": "FER+'s fer2013new.csv, for weights that have its classes",
+    "ckplus": "the folder CK+48",
+}
+
+
+def make_parser(
+    about: str | None, needed: tuple[str, ...] = (), optional: tuple[str, ...] = (), **own: Any
+) -> argparse.ArgumentParser:
+    """A command line that shows a script's docstring as it is, with flags for some ``INPUTS``."""
+    layout = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=about, formatter_class=layout, **own)
+    for name in needed + optional:
+        parser.add_argument(f"--{name}", type=Path, required=name in needed, help=INPUTS[name])
+    return parser
+
+
 def parse_run(
     description: str | None, arguments: list[str] | None, kind: type[Config],
     recipes: Mapping[str, Mapping[str, Any]], *,
@@ -132,11 +151,7 @@ def parse_run(
     field of ``kind``. Those that are ``paths`` are made absolute, and so are folders and files
     among the ``weights``; --resume may change those that are ``changeable``. SystemExit says what
     is wrong."""
-    parser = argparse.ArgumentParser(
-        description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        argument_default=argparse.SUPPRESS,
-    )
+    parser = make_parser(description, argument_default=argparse.SUPPRESS)
     add = parser.add_argument
     add("--recipe", choices=recipes, default="release", help="where to start from")
     help = "folder of the run: a new one, or with the same settings one that goes on"

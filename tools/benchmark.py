@@ -1,24 +1,17 @@
-"""Times the package: beside plain PyTorch, by view mode, beside other packages, and in training.
+"""Times the package beside plain PyTorch, OpenCV and, where it is installed, fer.
 
   python tools/benchmark.py                    # all sections, six minutes on two cores
-  python tools/benchmark.py forward train --device cuda --out gpu.json
-  python tools/benchmark.py tta peers --data fer2013.csv
-  python tools/benchmark.py photos --against HEAD~1 --out docs/results/photos.json
+  python tools/benchmark.py forward throughput --device cuda --out gpu.json
+  python tools/benchmark.py photos --out docs/results/photos.json
 
 sections:
   forward     the network alone on 1, 2, 10 and 128 views: model(x), and what predict_proba uses
   throughput  predict_proba's images a second, from 48x48 tensors and from a photo
-  tta         its time for one image in each view mode; with --data, the accuracy on PublicTest
   detector    the search's network on a picture of 640x480, beside OpenCV's YuNet, on a CPU
   video       predict_video's frames a second of 640x480 with one face that moves, searches and
               smoothing included, and how many times as long as decoding alone it takes
   photos      predict_faces's time for photos of several kinds and for a list of them, a video's
-              frame and a process's first photo, beside fer, if that is installed, and, --against
-              another revision, what that takes; and where the time goes
-  peers       its time for single crops beside other packages', those installed of onnxruntime
-              and fer
-  train       images a second of tools/train.py, recipe "release"; on a GPU also the share of what
-              the chip reaches in a product of large bfloat16 matrices
+              frame and a process's first photo, beside fer; and where the time goes
 
 Times are the medians of torch.utils.benchmark; calls that are compared take turns. On a machine
 that is busy otherwise they mean little. What is measured goes to --out as JSON, where sections
@@ -28,19 +21,15 @@ that were not run are kept, if they are of the same machine.
 from __future__ import annotations
 
 import argparse
-import copy
 import importlib.resources
 import importlib.util
 import json
-import os
 import platform
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
 import time
-import warnings
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
@@ -51,17 +40,14 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 import torch
-from _fer2013 import VOTES, Faces, load
 from _photos import FIRST, draw_frames, draw_photos
-from _trainer import Trainer
+from _settings import make_parser
 from torch.utils.benchmark import Compare, Measurement, Timer
-from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
-from train import RECIPES, Config
 
 from ferfacenet import ImprovedVGG19, load_pretrained, predict_proba, predict_video
 from ferfacenet.faces.yunet import detect
-from ferfacenet.fast import Precision, fast_forward, prefers_bfloat16
+from ferfacenet.fast import fast_forward, prefers_bfloat16
 from ferfacenet.transforms import CROP, SIZE, TTA, VIEW_COUNTS
 from ferfacenet.video.frames import read_frames
 from ferfacenet.video.writer import VideoWriter
@@ -86,8 +72,6 @@ class Bench:
         self.largest: int = options.largest
         self.device = torch.device(options.device)
         self.models = {name: load_pretrained(name, device=self.device) for name in options.weights}
-        self.public = load(options.data).split("PublicTest") if options.data else None
-        self.options = options
         self.timed: list[Measurement] = []
 
     def time(self, title: str, row: str, calls: Mapping[str, Callable[[], object]]) -> Row:
@@ -107,26 +91,6 @@ class Bench:
         merged = Measurement.merge(turns)
         self.timed += merged
         return {str(taken.task_spec.description): round(1e3 * taken.median, 3) for taken in merged}
-
-
-def make_images(count: int) -> Images:
-    """Noise: the time does not depend on what is shown."""
-    return np.random.default_rng(0).integers(0, 256, (count, SIZE, SIZE), np.uint8)
-
-
-def read(
-    model: ImprovedVGG19, tta: TTA | None, images: Images, precision: Precision = "auto"
-) -> torch.Tensor:
-    """``predict_proba`` as a reader."""
-    x = torch.from_numpy(images)[:, None] / 255
-    return predict_proba(model, x, tta=tta, precision=precision)
-
-
-def accuracy(reader: Reader, faces: Faces, label: str) -> float:
-    right, shown = 0, np.flatnonzero(faces.varied())  # one of one gray counts as wrong
-    for part in tqdm(np.array_split(shown, 1 + len(shown) // 128), desc=label):
-        right += int((np.asarray(reader(faces.images[part])).argmax(1) == faces.labels[part]).sum())
-    return round(right / len(faces), 5)
 
 
 def run_fast(model: ImprovedVGG19, x: torch.Tensor) -> torch.Tensor:
@@ -161,22 +125,6 @@ def time_throughput(bench: Bench) -> list[Row]:
             add(name, tta, "tensors", torch.rand(max(1, bench.largest // views), 1, SIZE, SIZE))
     for name in bench.models:
         add(name, "flip", "photos", [PHOTO] * max(1, bench.largest // 16))
-    return rows
-
-
-def time_tta(bench: Bench) -> list[Row]:
-    image = make_images(1)
-    rows: list[Row] = []
-    for name, model in bench.models.items():
-        readers = {f"tta={tta}": partial(read, model, tta) for tta in VIEW_COUNTS}
-        calls = {mode: partial(reader, image) for mode, reader in readers.items()}
-        times = bench.time("tta, one image", name, calls)
-        for tta, (mode, reader) in zip(VIEW_COUNTS, readers.items(), strict=True):
-            row = {"weights": name, "tta": tta, "ms": times[mode]}
-            if bench.public is not None:
-                exact = partial(reader, precision="float32")  # the same on every processor
-                row["accuracy"] = accuracy(exact, bench.public, f"{name}, {mode}")
-            rows.append(row)
     return rows
 
 
@@ -219,54 +167,30 @@ def time_video(bench: Bench) -> list[Row]:
     ]
 
 
-def check_out(revision: str, folder: Path) -> tuple[str, Path]:
-    """A revision's short name, and a new folder with the package as it was then."""
-    git = ["git", "-C", str(ROOT)]
-    asked = [*git, "rev-parse", "--short", f"{revision}^{{commit}}"]
-    found = subprocess.run(asked, capture_output=True, text=True)
-    if found.returncode:
-        sys.exit(f"--against {revision}: {found.stderr.strip()}")
-    name, packed = found.stdout.strip(), folder / "revision.zip"
-    subprocess.run([*git, "archive", "-o", str(packed), name, "ferfacenet"], check=True)
-    shutil.unpack_archive(packed, folder / name)
-    return name, folder / name
-
-
-def ask(tree: str | Path, **job: Any) -> list[Row]:
-    """What a new process of ``_photos.py`` says of ferfacenet in a folder, or of fer."""
-    path = os.pathsep.join([str(tree), *filter(None, [os.environ.get("PYTHONPATH")])])
-    worker, told = ROOT / "tools" / "_photos.py", json.dumps({"tree": str(tree), **job})
-    done = subprocess.run(
-        [sys.executable, worker, told], env=os.environ | {"PYTHONPATH": path},
-        stdout=subprocess.PIPE, text=True, check=True,
-    )  # fmt: skip
+def ask(package: str, **job: Any) -> list[Row]:
+    """What a new process of ``_photos.py`` says of a package."""
+    told = json.dumps({"package": package, **job})
+    command = [sys.executable, str(ROOT / "tools" / "_photos.py"), told]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     return list(json.loads(done.stdout.splitlines()[-1]))
 
 
 def time_photos(bench: Bench) -> list[Row]:
-    """Ours, the other revision and fer take turns, each in a new process; a ratio is our time to
-    theirs, the median over the turns."""
+    """Ours and fer take turns, each in a new process; a ratio is our time to fer's, the median over
+    the turns."""
     taken: dict[tuple[str, str], list[Row]] = defaultdict(list)
-    trees: dict[str, str | Path] = {"ferfacenet": ROOT}
-    with tempfile.TemporaryDirectory() as name:
-        if bench.options.against:
-            trees.update([check_out(bench.options.against, Path(name))])
-        if importlib.util.find_spec("fer"):
-            trees["fer"] = "fer"
-        else:
-            tqdm.write("fer is left out: it is not installed")
-        cases = draw_photos(Path(name), bench.largest)
+    packages = ["ferfacenet", "fer"] if importlib.util.find_spec("fer") else ["ferfacenet"]
+    with tempfile.TemporaryDirectory() as folder:
+        cases = draw_photos(Path(folder), bench.largest)
         settings = {"cases": cases, "frames": FRAMES, "seconds": bench.seconds / ROUNDS}
         for turn in range(ROUNDS):
-            for package, tree in trees.items():
-                found = ask(tree, **settings, explained=turn == 0 and package != "fer")
-                found += ask(tree, photo=cases[FIRST][0], started=time.time())
+            for package in packages:
+                found = ask(package, **settings, explained=turn == 0 and package != "fer")
+                found += ask(package, photo=cases[FIRST][0], started=time.time())
                 for row in found:
                     taken[row["case"], package].append(row)
     rows: list[Row] = []
     for (case, package), turns in taken.items():
-        if calls := turns[0].pop("calls", ""):
-            tqdm.write(f"\n{case}, {package}: {calls}")
         row = {"case": case, "package": package, **turns[0]}
         for key in ("ms", "cpu_ms"):
             row[key] = round(median(turn[key] for turn in turns), 2)
@@ -279,18 +203,7 @@ def time_photos(bench: Bench) -> list[Row]:
     return rows
 
 
-def make_onnxruntime(model: ImprovedVGG19) -> Reader:
-    """The same network on one crop, as tools/export_onnx.py writes it."""
-    import onnxruntime
-    from export_onnx import export
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    session = onnxruntime.InferenceSession(export(copy.deepcopy(model).cpu(), None), options)
-    return lambda images: session.run(None, {"faces": images[:, None] / np.float32(255)})[0]
-
-
-def make_fer(_: ImprovedVGG19 | None = None, **options: Any) -> Reader:
+def make_fer(**options: Any) -> Reader:
     """fer on PyPI, with its own network; no face is looked for, the picture is one."""
     from fer.fer import FER
 
@@ -303,85 +216,12 @@ def make_fer(_: ImprovedVGG19 | None = None, **options: Any) -> Reader:
     return call
 
 
-PEERS: dict[str, Callable[[ImprovedVGG19], Reader]] = {
-    "onnxruntime": make_onnxruntime,
-    "fer": make_fer,
-}
-
-
-def time_peers(
-    bench: Bench, peers: Mapping[str, Callable[[ImprovedVGG19], Reader]] = PEERS
-) -> list[Row]:
-    """Of all weights, and of the peers that are installed, onnxruntime with the first of them."""
-    models = bench.models
-    readers: dict[str, Reader] = {name: partial(read, models[name], None) for name in models}
-    for peer, make in peers.items():
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                readers[peer] = make(next(iter(models.values())))
-        except ImportError as error:
-            tqdm.write(f"{peer} is left out: {error}")
-    images, times = make_images(bench.largest), {}
-    for count in (1, len(images)):
-        calls = {name: partial(reader, images[:count]) for name, reader in readers.items()}
-        times[count] = bench.time("peers", f"{count} crops", calls)
-    rows = []
-    for name, reader in readers.items():
-        row = {"package": name} | {f"ms_{count}": found[name] for count, found in times.items()}
-        if bench.public is not None:
-            if name in models:
-                reader = partial(read, models[name], None, precision="float32")
-            row["accuracy"] = accuracy(reader, bench.public, name)
-        rows.append(row)
-    return rows
-
-
-def time_train(bench: Bench) -> list[Row]:
-    on_gpu = bench.device.type == "cuda"
-    count = RECIPES["release"]["batch_size"] * (50 if on_gpu else 2)
-    calls: dict[str, Callable[[], object]] = {}
-    for compiled in (False, True) if on_gpu else (False,):
-        own = {"device": bench.device.type, "compile": compiled}
-        config = Config(**RECIPES["release"] | own)
-        trainer = Trainer(
-            config.network(),
-            config,
-            torch.from_numpy(make_images(count)).to(bench.device),
-            torch.randint(7, (count,), device=bench.device),
-            votes=torch.rand(count, len(VOTES), device=bench.device).softmax(1),
-            votes_weight=config.votes_weight,
-        )
-        call = partial(trainer.train_epoch, 0, tqdm(disable=True))
-        call()  # on a GPU: chooses kernels, compiles, and captures the graph
-        calls["compiled" if compiled else "eager"] = call
-    if on_gpu:
-        matrix = torch.randn(8192, 8192, device=bench.device, dtype=torch.bfloat16)
-        calls["product"] = lambda: matrix @ matrix
-    times = bench.time("train", f"{count} images", calls)
-    product = times.pop("product", None)
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        config.network()(torch.zeros(2, 1, config.size(0), config.size(0)))
-    work = 3 * count * counter.get_total_flops() / 2  # forward, and twice that backward
-    rows = []
-    for how, ms in times.items():
-        rate = round(1e3 * count / ms, 1)
-        row: Row = {"recipe": "release", "step": how, "images_per_second": rate}
-        if product is not None:
-            row["share_of_product_rate"] = round(work / ms / (2 * 8192**3 / product), 4)
-        rows.append(row)
-    return rows
-
-
 SECTIONS: dict[str, Callable[[Bench], list[Row]]] = {
     "forward": time_forward,
     "throughput": time_throughput,
-    "tta": time_tta,
     "detector": time_detector,
     "video": time_video,
     "photos": time_photos,
-    "peers": time_peers,
-    "train": time_train,
 }
 
 
@@ -399,17 +239,13 @@ def describe_machine(device: torch.device) -> Row:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     add = parser.add_argument
     # fmt: off
     add("sections", nargs="*", metavar="SECTION", help=f"{', '.join(SECTIONS)}; by default all")
     add("--weights", nargs="+", default=["fer2013", "fer2013-small"], metavar="NAME",
         help="registered names or folders (%(default)s)")
     add("--device", default="cpu", help="cpu or cuda (%(default)s)")
-    add("--data", type=Path, help="FER2013, as tools/train.py takes it, for accuracies")
-    add("--against", metavar="REV", help="a revision in git that photos are read by as well")
     add("--seconds", type=float, default=1.0, help="at least so long for a call (%(default)s)")
     add("--largest", type=int, default=128, help="views in the largest batch, photos in a list")
     add("--out", type=Path, default=ROOT / "docs" / "results" / "benchmark.json")

@@ -12,13 +12,11 @@ in Training too, byte for byte. The page has what robustness.py says of degraded
 
 from __future__ import annotations
 
-import argparse
-from pathlib import Path
-
 import _ckplus
 import _pages
 import numpy as np
 from _fer2013 import FERPLUS_CATEGORIES, load, load_votes, relabel
+from _settings import make_parser
 from evaluate import choose, measured_by, predict, record_command, write_json
 
 from ferfacenet import list_pretrained, load_pretrained
@@ -28,14 +26,7 @@ SIX = tuple(sorted(set(FER2013_CATEGORIES) - {"neutral"}))
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add = parser.add_argument
-    add("--data", type=Path, required=True, help="fer2013.csv or the folder")
-    add("--votes", type=Path, required=True, help="FER+'s fer2013new.csv")
-    add("--ckplus", type=Path, required=True, metavar="CK+48", help="the folder")
-    options = parser.parse_args(arguments)
+    options = make_parser(__doc__, ("data", "votes", "ckplus")).parse_args(arguments)
     faces = load(options.data)
     private, fresh = choose(faces, "PrivateTest")
     agreed, _ = relabel(private, load_votes(options.votes, private))

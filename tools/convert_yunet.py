@@ -11,7 +11,6 @@ at the end is the one of "yunet" in ferfacenet/weights/registry.json.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +18,7 @@ from pathlib import Path
 import onnx
 import safetensors.torch
 import torch
+from _settings import make_parser
 from torch import Tensor, nn
 
 from ferfacenet.faces.yunet import WEIGHTS, YuNet
@@ -61,9 +61,7 @@ def fill(layer: nn.Conv2d, weight: Tensor, bias: Tensor) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     parser.add_argument("onnx", type=Path)
     parser.add_argument("--out", type=Path, default=WEIGHTS)
     options = parser.parse_args()

@@ -10,7 +10,6 @@ and mirror, by the three ways to count its votes. No fact hangs on the order of 
 
 from __future__ import annotations
 
-import argparse
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 from _fer2013 import FERPLUS_CATEGORIES, SPLITS, Faces, load, load_votes, relabel
 from _figures import plot_confusion
-from _settings import load_init, name_of
+from _settings import load_init, make_parser, name_of
 from evaluate import predict, record_command, votes_for, write_json
 from scipy.spatial import cKDTree
 
@@ -169,13 +168,8 @@ def describe_ckplus(frames: _ckplus.Frames) -> dict[str, Any]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__, ("data",), ("votes", "ckplus"))
     add = parser.add_argument
-    add("--data", type=Path, required=True, help="fer2013.csv or the folder")
-    add("--votes", type=Path, help="FER+'s fer2013new.csv")
-    add("--ckplus", type=Path, metavar="CK+48", help="the folder")
     add("--weights", help="name, folder or Hub id, with FER+'s classes, to measure; needs --votes")
     out = _pages.ROOT / "docs" / "results" / "data"
     add("--out", type=Path, default=out, help="(%(default)s)")

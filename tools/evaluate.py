@@ -12,7 +12,6 @@ but that for weights that are to be bundled.
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import re
@@ -30,7 +29,7 @@ import torch
 import torch.nn.functional as F
 from _fer2013 import FERPLUS_CATEGORIES, SPLITS, Faces, hold_out, load, load_votes, relabel
 from _figures import plot_confusion, plot_reliability
-from _settings import load_init
+from _settings import load_init, make_parser
 from scipy.optimize import minimize_scalar
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 from torch import Tensor
@@ -237,12 +236,8 @@ def count_differences(logits: Sequence[Tensor], temperatures: Sequence[float]) -
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__, ("data",), ("votes",))
     add = parser.add_argument
-    add("--data", type=Path, required=True, help="fer2013.csv or the folder")
-    add("--votes", type=Path, help="FER+'s fer2013new.csv, for weights that have its classes")
     add("--weights", default="fer2013", help="name, folder or Hub id (%(default)s)")
     add("--split", choices=SPLITS, default="PublicTest", help="(%(default)s)")
     help = "not on a split, but on the share of Training that tools/train.py keeps out"

@@ -14,7 +14,6 @@ in the file as it is.
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import statistics
@@ -30,6 +29,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from _fer2013 import Faces, load
+from _settings import make_parser
 from PIL import Image
 from torch import Tensor
 from torchvision.ops import box_iou
@@ -274,15 +274,13 @@ def measure_small(photos: list[Tensor], rng: np.random.Generator) -> dict[str, A
 
 
 def main(argv: list[str] | None = None) -> None:
-    layout = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=layout)
-    parser.add_argument("--data", type=Path, required=True, help="FER2013, as train.py takes it")
-    parser.add_argument("--weights", default="fer2013", help="name, folder or Hub id (%(default)s)")
-    parser.add_argument("--ckplus", type=Path, help="folder CK+48, for the mosaics")
-    parser.add_argument("--photos", type=Path, help="folder of photos of people")
-    parser.add_argument("--without-people", type=Path, help="folder of photos of none")
-    parser.add_argument("--count", type=int, default=500, help="crops to paste (%(default)s)")
-    parser.add_argument("--out", type=Path, default=OUT)
+    parser = make_parser(__doc__, ("data",), ("ckplus",))
+    add = parser.add_argument
+    add("--weights", default="fer2013", help="name, folder or Hub id (%(default)s)")
+    add("--photos", type=Path, help="folder of photos of people")
+    add("--without-people", type=Path, help="folder of photos of none")
+    add("--count", type=int, default=500, help="crops to paste (%(default)s)")
+    add("--out", type=Path, default=OUT)
     options = parser.parse_args(argv)
     model, rng = load_pretrained(options.weights), np.random.default_rng(0)
     data, turned, by_roll = choose_crops(load(options.data).split("PublicTest"), options.count, rng)

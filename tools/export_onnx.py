@@ -19,7 +19,6 @@ list) and tta. Needs the onnx extra.
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import tempfile
@@ -35,7 +34,7 @@ import onnxruntime
 import torch
 from _augment import NUMBERS, Augmentation, augment
 from _graphs import finish_detector, picture_graphs
-from _settings import load_init, name_of
+from _settings import load_init, make_parser, name_of
 from onnxruntime import quantization
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -267,9 +266,7 @@ def make_folder(weights: str, tta: TTA | None = "flip", rounded: bool = True) ->
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     # fmt: off
     parser.add_argument("--weights", default="photos", help="name, folder or Hub id (%(default)s)")
     parser.add_argument("--out", type=Path, default=Path("app"),

@@ -12,7 +12,6 @@ of ``hf auth login`` or HF_TOKEN.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import runpy
 import sys
@@ -23,6 +22,7 @@ from typing import TypeAlias
 
 import _pages
 from _cards import card
+from _settings import make_parser
 from huggingface_hub import CommitOperationAdd, HfApi, constants
 
 import ferfacenet
@@ -128,9 +128,7 @@ def send(repo: str, files: Files, sdk: str | None, tag: str, dry_run: bool) -> N
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     parser.add_argument("name", help='registered name, or "space"')
     parser.add_argument("--tag", default=f"v{ferfacenet.__version__}", help="(%(default)s)")
     parser.add_argument("--static", action="store_true", help="the space that runs in browsers")

@@ -31,7 +31,7 @@ import _pages
 import torch
 from _cards import card
 from _fer2013 import SPLITS, load
-from _settings import name_of
+from _settings import make_parser, name_of
 from evaluate import (
     choose,
     count_differences,
@@ -200,14 +200,10 @@ def take(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__, (), ("data", "votes"))
     add = parser.add_argument
     add("run", type=Path, nargs="?", metavar="RUN", help="run of tools/train.py, or weights folder")
     add("--name", help="the name to bundle them by")
-    add("--data", type=Path, help="fer2013.csv or the folder")
-    add("--votes", type=Path, help="FER+'s fer2013new.csv, for weights that have its classes")
     add("--device", default="cpu", help="(%(default)s)")
     add("--quick", action="store_true", help="leave the figures of faces and speed as they are")
     add("--check", action="store_true", help="write nothing; exit 1 if anything is stale")

@@ -13,7 +13,6 @@ An image that degrading has made one plain colour has no answer, and counts as w
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import warnings
@@ -31,7 +30,7 @@ import numpy.typing as npt
 import torch
 from _degrade import degrade
 from _fer2013 import FERPLUS_CATEGORIES, Faces, load, load_votes, relabel
-from _settings import load_init, name_of
+from _settings import load_init, make_parser, name_of
 from benchmark import make_fer
 from evaluate import (
     PRECISIONS,
@@ -143,12 +142,8 @@ def read_by_fer() -> Reader:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__, ("data",), ("votes",))
     add = parser.add_argument
-    add("--data", type=Path, required=True, help="fer2013.csv or the folder")
-    add("--votes", type=Path, help="FER+'s fer2013new.csv, for weights that have its classes")
     help = "registered names or folders (all for FER2013 and FER+)"
     add("--weights", nargs="*", metavar="NAME", help=help)
     add("--peers", action="store_true", help="fer as well")

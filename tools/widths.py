@@ -13,15 +13,24 @@ docs/results/widths.
 from __future__ import annotations
 
 import argparse
+import warnings
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import _pages
+import numpy as np
+import torch
 import train
-from _fer2013 import load
+from _fer2013 import Faces, load
 from _figures import plot_widths
-from benchmark import PEERS, Bench, describe_machine, time_peers
+from _settings import make_parser
+from benchmark import Bench, Images, Reader, describe_machine, make_fer
 from evaluate import choose, crop_logits, evaluate, write_json
 from release import keep_run
+from tqdm import tqdm
+
+from ferfacenet import ImprovedVGG19, load_pretrained, predict_proba
 
 HOW = "--recipe small --embedding-weight 0 --lr 0.02 --rounds 3 --calm 0.2"
 
@@ -40,14 +49,45 @@ def train_all(options: argparse.Namespace) -> list[str]:
     return folders
 
 
+def read(model: ImprovedVGG19, images: Images) -> torch.Tensor:
+    return predict_proba(model, torch.from_numpy(images)[:, None] / 255, tta=None)
+
+
+def make_onnxruntime() -> Reader:
+    """The full network on one crop, as tools/export_onnx.py writes it."""
+    import onnxruntime
+    from export_onnx import export
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(export(load_pretrained("fer2013"), None), options)
+    return lambda images: session.run(None, {"faces": images[:, None] / np.float32(255)})[0]
+
+
+def accuracy(reader: Reader, public: Faces) -> float:
+    shown = public.where(public.varied())  # one of one gray counts as wrong
+    parts = np.array_split(shown.images, 1 + len(shown) // 128)
+    answers = np.concatenate([np.asarray(reader(part)).argmax(1) for part in parts])
+    return int((answers == shown.labels).sum()) / len(public)
+
+
+def find_peers() -> dict[str, Reader]:
+    """Those that are installed."""
+    found: dict[str, Reader] = {}
+    for name, make in {"onnxruntime": make_onnxruntime, "fer": make_fer}.items():
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                found[name] = make()
+        except ImportError as error:
+            tqdm.write(f"{name} is left out: {error}")
+    return found
+
+
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__, ("data", "votes"))
     add = parser.add_argument
     # fmt: off
-    add("--data", type=Path, required=True, help="fer2013.csv, as tools/train.py takes it")
-    add("--votes", type=Path, required=True, help="FER+'s fer2013new.csv")
     add("--out", type=Path, default=Path("runs/widths"), help="folder of the runs (%(default)s)")
     add("--epochs", type=int, default=6, help="of each (%(default)s)")
     add("--widths", type=float, nargs="+", default=[0.125, 0.25, 0.375, 0.5])
@@ -57,20 +97,38 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     folders = train_all(options)
     options.weights, options.device, options.largest = ["fer2013", *folders], "cpu", 128
-    bench = Bench(options)
-    packages = time_peers(bench, PEERS if options.peers else {})
+    bench, peers = Bench(options), find_peers() if options.peers else {}
+    readers = {name: partial(read, model) for name, model in bench.models.items()} | peers
+    images = np.random.default_rng(0).integers(0, 256, (bench.largest, 48, 48), np.uint8)
+    times = {
+        f"ms_{count}": bench.time(
+            "crops", str(count), {name: partial(of, images[:count]) for name, of in readers.items()}
+        )
+        for count in (1, len(images))
+    }
     part, fresh = choose(load(options.data), "PublicTest")
-    for (name, model), row in zip(bench.models.items(), packages, strict=False):
-        found = evaluate(part, fresh, model, crop_logits(model, part.images, name))
-        row["ten_crop"] = found["accuracy"]["ten_crop"]
-        row["ten_crop_deduplicated"] = found["accuracy_deduplicated"]["ten_crop"]
-        row["package"], row["width"] = f"width {model.width:g}", model.width
-        row["parameters"] = sum(p.numel() for p in model.parameters())
+    rows: list[dict[str, Any]] = []
+    for name in readers:
+        row: dict[str, Any] = {key: of[name] for key, of in times.items()}
+        if name in peers:
+            row |= {"package": name, "accuracy": accuracy(peers[name], part)}
+        else:
+            model = bench.models[name]
+            found = evaluate(part, fresh, model, crop_logits(model, part.images, name))
+            row |= {
+                "package": f"width {model.width:g}",
+                "width": model.width,
+                "parameters": sum(p.numel() for p in model.parameters()),
+                "accuracy": found["accuracy"]["none"],
+                "ten_crop": found["accuracy"]["ten_crop"],
+                "ten_crop_deduplicated": found["accuracy_deduplicated"]["ten_crop"],
+            }
+        rows.append(row)
     for folder, width in zip(folders, options.widths, strict=True):
         keep_run(Path(folder).parent, f"widths/{width:g}")
     out = _pages.ROOT / "docs" / "results" / "widths"
-    write_json(out / "widths.json", describe_machine(bench.device) | {"rows": packages})
-    plot_widths(packages, out / "widths.png")
+    write_json(out / "widths.json", describe_machine(bench.device) | {"rows": rows})
+    plot_widths(rows, out / "widths.png")
     print("python tools/release.py writes the pages anew")
 
 

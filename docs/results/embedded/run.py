@@ -10,7 +10,6 @@ measured; that needs a package index.
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import json
 import subprocess
@@ -32,6 +31,7 @@ sys.path.insert(0, str(HERE.parents[2] / "tools"))
 import _pages  # noqa: E402
 import export_onnx  # noqa: E402
 from _fer2013 import load  # noqa: E402
+from _settings import make_parser  # noqa: E402
 from benchmark import describe_machine  # noqa: E402
 from evaluate import measured_by, write_json  # noqa: E402
 
@@ -160,10 +160,7 @@ def environment_size(folder: Path) -> float:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--data", type=Path, required=True, help="FER2013")
+    parser = make_parser(__doc__, ("data",))
     parser.add_argument("--photos", type=Path, required=True, help="a folder of photos")
     parser.add_argument("--weights", nargs="+", default=["photos", "fer2013-small", "fer2013"])
     options = parser.parse_args(arguments)

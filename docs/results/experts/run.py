@@ -11,7 +11,6 @@ without the experts, by the centre crop and its mirror.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from pathlib import Path
@@ -24,6 +23,7 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parents[2] / "tools"))
 
 from _fer2013 import Faces, hold_out, load  # noqa: E402
+from _settings import make_parser  # noqa: E402
 
 from ferfacenet import ImprovedVGG19, load_pretrained  # noqa: E402
 from ferfacenet.model import FER2013_CATEGORIES  # noqa: E402
@@ -64,8 +64,7 @@ def train_expert(x: Tensor, labels: Tensor) -> nn.Module:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--data", required=True, help="fer2013.csv or the folder")
+    parser = make_parser(__doc__, ("data",))
     parser.add_argument("--weights", default="fer2013", help="name, folder or Hub id")
     parser.add_argument("--out", type=Path, default=HERE, help="folder of experts.json")
     options = parser.parse_args(arguments)

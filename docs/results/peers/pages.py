@@ -9,7 +9,6 @@ Needs the onnx and dev extras, npm, Chromium, and a machine that does nothing el
 
 from __future__ import annotations
 
-import argparse
 import functools
 import runpy
 import shutil
@@ -34,6 +33,7 @@ ROOT = HERE.parents[2]
 sys.path.insert(0, str(ROOT / "tools"))
 
 import _pages  # noqa: E402
+from _settings import make_parser  # noqa: E402
 from benchmark import describe_machine  # noqa: E402
 from evaluate import write_json  # noqa: E402
 
@@ -158,9 +158,7 @@ def measure(browser: Browser, address: str, seconds: float) -> tuple[str | None,
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     parser.add_argument("--seconds", type=float, default=4, help="of each round (%(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="by turns (%(default)s)")
     options = parser.parse_args()

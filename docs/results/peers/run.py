@@ -12,7 +12,6 @@ one.
 
 from __future__ import annotations
 
-import argparse
 import json
 import subprocess
 import sys
@@ -29,6 +28,7 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parents[2] / "tools"))
 
 from _fer2013 import Faces, load  # noqa: E402
+from _settings import make_parser  # noqa: E402
 from benchmark import Images, make_fer  # noqa: E402
 from evaluate import predict, write_json  # noqa: E402
 
@@ -87,8 +87,7 @@ def measure(ask: Ask, public: Faces, pictures: str) -> dict[str, Any]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--data", required=True, help="fer2013.csv or the folder")
+    parser = make_parser(__doc__, ("data",))
     parser.add_argument(
         "--node", type=Path, default=Path("node_modules"), help="with npm's packages"
     )
