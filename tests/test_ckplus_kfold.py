@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 from _ckplus import CATEGORIES, FOLDERS, Frames, load
-from conftest import ROOT, SHARED, change_state
+from conftest import ROOT, SHARED
 from PIL import Image
 
 from ferfacenet import ImprovedVGG19, load_pretrained, predict_proba, save_pretrained
@@ -122,14 +121,6 @@ def test_the_public_folds(real: Frames) -> None:
         assert 100 * found["accuracy"] == pytest.approx(share, abs=0.005)
         best = best or max(found["accuracy_by_fold"])
     assert 100 * best == pytest.approx(53.54, abs=0.005)
-
-
-def test_the_public_folds_are_those_of_ck_plus_alone(tiny: Path, tmp_path: Path) -> None:
-    given = ["--data", str(tiny), *TINY, "--out", str(tmp_path), "--protocol", "public"]
-    with pytest.raises(SystemExit, match="--n-folds 3: the public folds are ten"):
-        ckplus_kfold.main(given)
-    with pytest.raises(SystemExit, match=r"981 frames of CK\+48"):
-        ckplus_kfold.main([*given, "--n-folds", "10"])
 
 
 def test_frames_that_two_folds_test_and_that_none_does(
@@ -258,13 +249,6 @@ def test_a_stopped_run_goes_on_where_it_was(whole: Path, tiny: Path, tmp_path: P
     assert found == expected
 
 
-def test_a_run_whose_frames_had_one_fold_each_is_refused(whole: Path, tmp_path: Path) -> None:
-    run = shutil.copytree(whole, tmp_path / "run")
-    change_state(run, folds=[0, 1, 2] * 14)
-    with pytest.raises(SystemExit, match="an older version of this script: start a new run"):
-        ckplus_kfold.main(["--resume", str(run)])
-
-
 def test_wrong_arguments_are_named(whole: Path, tiny: Path, tmp_path: Path) -> None:
     new = ["--data", str(tiny), "--out", str(tmp_path / "new")]
     for arguments, message in (
@@ -272,17 +256,12 @@ def test_wrong_arguments_are_named(whole: Path, tiny: Path, tmp_path: Path) -> N
         ([*new, "--result", str(whole / "result.json")], "--protocol all"),
         ([*new, "--protocol", "random"], "--n-folds 10: "),
         ([*new, "--epochs", "0"], "--epochs counts from 1"),
+        ([*new, *TINY, "--protocol", "public"], "--n-folds 3: the public folds are ten"),
+        ([*new, "--protocol", "public"], r"981 frames of CK\+48"),
         ([*new, "--protocol", "all", "--init", "nowhere"], "--init nowhere: "),
     ):
         with pytest.raises(SystemExit, match=message):
             ckplus_kfold.main(arguments)
-
-
-def test_scratch_is_no_folder(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "scratch").mkdir()
-    config, _ = ckplus_kfold.parse(["--data", str(tiny), "--out", "run"])
-    assert config.init == "scratch"
 
 
 def test_shared_labels_keep_their_row_of_the_classifier(fer: Path) -> None:

@@ -95,25 +95,6 @@ def test_no_near_twin_is_missed() -> None:
     assert 3 < len(near) < 30 and 2 < len(mirrored) < 30
 
 
-@pytest.mark.parametrize(
-    ("votes", "kept"),
-    [
-        ([8, 1, 1], True),
-        ([1] * 10, False),  # all are single ones
-        ([4, 4, 2], True),  # three classes
-        ([3, 3, 2, 2], False),  # four, since ties go together
-        ([3, 0, 0, 0, 0, 0, 0, 0, 7], False),  # unknown first
-        ([6, 0, 0, 0, 0, 0, 0, 0, 4], True),
-        ([5, 0, 0, 0, 0, 0, 0, 0, 5], False),  # no more than half
-        ([4, 2, 0, 0, 0, 0, 0, 0, 3], False),  # unknown ends it before the second
-        ([3, 3, 0, 0, 0, 0, 0, 0, 0, 3], True),
-    ],
-)
-def test_several_classes_share_a_label(votes: list[int], kept: bool) -> None:
-    row = np.array([votes + [0] * (10 - len(votes))], np.float32)
-    assert data_facts.keep_several(row).tolist() == [kept]
-
-
 def test_ways_to_count_votes_and_frames(tiny: Path, tmp_path: Path) -> None:
     labels = {21: "anger", 22: "happiness", 26: "sadness", 27: "surprise"}
     given = {26: [5, 0, 0, 5], 23: [0] * 9 + [10], 24: [0] * 10, 25: [4, 0, 0, 0, 2, 0, 0, 0, 3, 1]}

@@ -138,13 +138,6 @@ def test_the_fitted_temperature_is_the_one_that_was_put_in() -> None:
     assert evaluate.cross_fitted_ece(logits, labels) < 0.03
 
 
-def test_predict_is_predict_proba(tiny_csv: Path, weights: Path) -> None:
-    model, images = load_pretrained(weights), load(tiny_csv).images
-    found = evaluate.predict(model, images, "flip", "title")
-    wanted = predict_proba(model, list(images), precision="float32")
-    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)
-
-
 def test_a_hold_out_is_measured_by_itself(tiny_csv: Path, weights: Path) -> None:
     result = run(tiny_csv, weights, "--holdout", "0.4", "--fit-temperature")
     held = hold_out(load(tiny_csv).split("Training"), 0.4)

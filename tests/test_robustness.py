@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from _pages import percent
 from conftest import PHOTO, PORTRAITS, ROOT, sharp, votes_text
 from evaluate_faces import choose_crops
 from PIL import Image
-from robustness import STRENGTHS, degraded, measure, score
+from robustness import STRENGTHS, degraded, score
 
 from ferfacenet import detect_faces, load_pretrained, predict_proba, preprocess, save_pretrained
 from ferfacenet.model import FER2013_CATEGORIES
@@ -47,34 +46,6 @@ def test_every_kind_gives_other_faces_and_the_same_twice(face: torch.Tensor) -> 
         assert torch.equal((one * 255).round() / 255, one), kind  # as a file has it
         assert torch.equal(one, other), kind
         assert all((a - b).abs().mean() > 0.002 for a, b in zip(one, x, strict=True)), kind
-
-
-def test_what_a_face_looks_like_does_not_depend_on_those_after_it(
-    face: torch.Tensor, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Nor on how large the data is, beyond a chunk."""
-    monkeypatch.setattr(robustness, "CHUNK", 2)
-    monkeypatch.setattr(robustness, "STRENGTHS", {"noise": (0.1, 0.1, 0.1)})
-    short, long = ([y for _, _, y in degraded(face.expand(n, 1, 48, 48))] for n in (2, 5))
-    for one, other in zip(short, long, strict=True):
-        assert torch.equal(one, other[:2])
-    assert not torch.equal(long[0], long[1])
-
-
-@pytest.mark.parametrize(
-    "kind", ["contrast", "clipped", "shadow", "blur", "motion blur", "shrunk", "JPEG", "noise",
-             "shot noise"]
-)  # fmt: skip
-def test_stronger_takes_a_face_further_away(face: torch.Tensor, kind: str) -> None:
-    x = (face * 255).round() / 255
-    apart = [(spoil(x, kind, s) - x).abs().mean().item() for s in STRENGTHS[kind]]
-    assert apart == sorted(apart) and apart[0] < 0.9 * apart[2]
-
-
-def test_gain_loses_what_levels_cannot_tell_apart(face: torch.Tensor) -> None:
-    """Levelled again, a darker face is nearly what it was, and the darkest has lost most."""
-    lost = [(spoil(face, "gain", g) / g - face).abs().mean().item() for g in STRENGTHS["gain"]]
-    assert lost == sorted(lost) and lost[2] < 1 / 25.5
 
 
 @pytest.mark.parametrize(
@@ -191,27 +162,6 @@ def test_weights_are_measured_by_their_own_labels_and_others_kept(
     assert line.endswith(f"| {' / '.join(shown)} |")
 
 
-def test_faces_without_a_label_are_left_out_and_change_nothing_for_others(
-    face: torch.Tensor,
-) -> None:
-    images = np.repeat((face[0] * 255).round().to(torch.uint8).numpy(), 4, 0)
-    every = Faces(images, np.zeros(4, np.int64), np.ones(4, np.int64), np.arange(4))
-    seen: list[list[torch.Tensor]] = []
-    for labels in ([0, 0, 0, 0], [-1, 0, -1, 0]):
-        asked: list[torch.Tensor] = []
-
-        def read(x: torch.Tensor, asked: list[torch.Tensor] = asked) -> torch.Tensor:
-            asked.append(x)
-            return torch.tensor([[0.8, 0.2]]).expand(len(x), 2)
-
-        some = dataclasses.replace(every, labels=np.array(labels))
-        of = measure(read, some, ("a", "b"), "")
-        assert of["images"] == len(asked[0]) and of["mean"]["accuracy"] == 1
-        seen.append(asked)
-    assert len(seen[0]) == 46
-    assert all(torch.equal(one[[1, 3]], other) for one, other in zip(*seen, strict=True))
-
-
 def test_faces_are_pasted_where_those_of_the_results_were() -> None:
     """By whatever labels: figures of other days and of tools/evaluate_faces.py stay comparable."""
     images = np.random.default_rng(0).integers(0, 256, (30, 48, 48), np.uint8)
@@ -223,18 +173,6 @@ def test_faces_are_pasted_where_those_of_the_results_were() -> None:
     assert len(crops) == len(turned) == len(by_roll[20]) == 10
     assert [place.roll for place in by_roll[20]] == [20, -20] * 5
     assert by_roll[20][0].x == pytest.approx(282.431377) and by_roll[20][0].ground == 168
-
-
-def test_fer_is_left_out_where_it_is_not_installed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setitem(sys.modules, "fer", None)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    data, _ = write_data(tmp_path)
-    out = tmp_path / "robustness.json"
-    words = ["--data", data, "--count", "1", "--out", out, "--weights", "--peers"]
-    robustness.main([*map(str, words)])
-    assert "fer is left out" in capsys.readouterr().out and not out.exists()
 
 
 def test_fer_is_given_the_levels_of_a_file(monkeypatch: pytest.MonkeyPatch) -> None:

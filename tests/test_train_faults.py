@@ -58,7 +58,7 @@ begun = time.monotonic()
 assert os.waitpid(start(Path(sys.argv[1] + "-whole")), 0)[1] == 0
 whole = time.monotonic() - begun
 draw, kills = random.Random(8), 0
-while kills < 10:
+while kills < 6:
     run, epochs = Path(f"{sys.argv[1]}-{kills}"), 0
     while True:
         child = start(run)

@@ -217,8 +217,6 @@ def main(arguments: list[str] | None = None) -> None:
             "folds": [test.tolist() for test in make_folds(frames, config)],
             "command": evaluate.record_command("ckplus_kfold.py", arguments),
         }  # fmt: skip
-    if isinstance(state["folds"][0], int):
-        raise SystemExit(f"{out} was begun by an older version of this script: start a new run")
     history, folds = state["history"], [np.array(test, np.int64) for test in state["folds"]]
 
     count, total, batch = len(folds), len(frames.names), config.batch_size
