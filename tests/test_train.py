@@ -196,23 +196,6 @@ def test_the_same_seed_gives_the_same_numbers(
     assert [line["loss"] for line in lines_of(tmp_path / "run")] == pytest.approx(losses, rel=2e-3)
 
 
-def test_two_processes_train_as_one(tiny: Path, teacher: Path, tmp_path: Path) -> None:
-    # Without dropout, whose masks are each process's own; at a low rate, since rounding grows
-    # with every step of a network this deep.
-    options = ["--data", str(tiny), *TINY, "--batch-size", "6", "--epochs", "2"]
-    options += ["--dropout", "0", "--lr", "0.001", "--amp", "off"]
-    options += ["--teachers", str(teacher), "--consistent", "--embedding-weight", "1e-4"]
-    train.main([*options, "--out", str(tmp_path / "one")])
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command = [sys.executable, *torchrun, str(SCRIPT), *options, "--out", str(tmp_path / "two")]
-    subprocess.run(command, check=True, capture_output=True)
-    for a, b in zip(lines_of(tmp_path / "one"), lines_of(tmp_path / "two"), strict=True):
-        assert b["loss"] == pytest.approx(a["loss"], rel=5e-4)
-    first, second = (load_file(tmp_path / n / "checkpoint.safetensors") for n in ("one", "two"))
-    for name in ("trainee.network.features.1.running_mean", "trainee.network.features.0.weight"):
-        torch.testing.assert_close(first[name], second[name], rtol=1e-2, atol=1e-3)
-
-
 def test_images_of_one_gray_are_not_learned(whole: Path, tiny: Path, tmp_path: Path) -> None:
     head, *lines = tiny.read_text().splitlines()
     black, data, run = " ".join(["0"] * 48 * 48), tmp_path / "data.csv", tmp_path / "run"

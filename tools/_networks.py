@@ -1,12 +1,9 @@
-"""The paper's baseline, other classes and convolutions, and BatchNorm over several processes."""
+"""The paper's baseline, other classes and other convolutions."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 from torchvision.models import vgg19
 
 from ferfacenet import ImprovedVGG19
@@ -45,38 +42,3 @@ def change_categories(model: ImprovedVGG19, categories: tuple[str, ...]) -> None
         with torch.no_grad():
             for new, kept in zip(model.classifier.parameters(), old.parameters(), strict=True):
                 new[rows] = kept[same]
-
-
-class _Gather(torch.autograd.Function):
-    """The batches of all processes, one after the other; every process learns from each."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        parts = [torch.empty_like(x) for _ in range(dist.get_world_size())]
-        dist.all_gather(parts, x)
-        return torch.cat(parts)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        dist.all_reduce(gradient := gradient.contiguous())
-        return gradient.chunk(dist.get_world_size())[dist.get_rank()]
-
-
-class GlobalBatchNorm2d(nn.BatchNorm2d):
-    """BatchNorm over the batches of all processes on CPUs, where nn.SyncBatchNorm cannot run."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training:
-            return super().forward(x)
-        start = dist.get_rank() * len(x)
-        return super().forward(_Gather.apply(x.contiguous()))[start : start + len(x)]
-
-
-def share_batch_norm(model: nn.Module, device: torch.device) -> None:
-    """Let every BatchNorm2d of ``model`` see the batches of all processes, in place."""
-    if device.type == "cuda":
-        nn.SyncBatchNorm.convert_sync_batchnorm(model)
-        return
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.__class__ = GlobalBatchNorm2d

@@ -35,7 +35,7 @@ class Settings(Augmentation):
     mixup: float = 0.0  # alpha of the Beta distribution; 0 for no mixup
     calm: float = 0.0  # share of the epochs, the last ones, with plainer images and no mixup
     epochs: int = 250
-    batch_size: int = 128  # over all processes together
+    batch_size: int = 128
     lr: float = 0.01
     schedule: Literal["step", "cosine"] = "step"  # step: times 0.9 every 5 epochs from epoch 80
     warmup: float = 0.0  # share of all steps in which the cosine schedule climbs to lr
@@ -113,11 +113,10 @@ class Settings(Augmentation):
             )
         return dataclasses.replace(self, **found)
 
-    def device_of(self, rank: int = 0) -> torch.device:
-        """Where to train; ``rank`` counts this machine's processes."""
-        if self.device == "auto":
-            return torch.device(f"cuda:{rank}" if torch.cuda.is_available() else "cpu")
-        return torch.device(self.device)
+    def device_of(self) -> torch.device:
+        """Where to train."""
+        found = "cuda:0" if torch.cuda.is_available() else "cpu"
+        return torch.device(found if self.device == "auto" else self.device)
 
 
 Config = TypeVar("Config", bound=Settings)

@@ -12,12 +12,10 @@ from operator import itemgetter
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from _augment import NUMBERS, Augmentation, augment
 from _columns import use_columns
 from _fer2013 import VOTES
-from _networks import share_batch_norm
 from _settings import Config, Settings
 from _winograd import keep_memory, use_winograd
 from torch import Tensor, nn
@@ -65,13 +63,8 @@ def soft_loss(logits: Tensor, targets: Tensor, kind: str) -> Tensor:
 
 
 def unexplained(found: Tensor, wanted: Tensor) -> Tensor:
-    """The mean square error of (N, D) numbers as a share of the variance of those wanted, which is
-    that of the whole batch where processes share one."""
-    batch = [wanted]
-    if dist.is_initialized():
-        batch = [torch.empty_like(wanted) for _ in range(dist.get_world_size())]
-        dist.all_gather(batch, wanted.contiguous())
-    return F.mse_loss(found, wanted) / torch.cat(batch).var(0, correction=0).mean()
+    """The mean square error of (N, D) numbers as a share of the variance of those wanted."""
+    return F.mse_loss(found, wanted) / wanted.var(0, correction=0).mean()
 
 
 @torch.no_grad()
@@ -112,10 +105,9 @@ def corrected(answers: Tensor, odds: Tensor) -> Tensor:
 
 
 def progress(total: int, done: int) -> tqdm[Any]:
-    """A bar that counts images, in one process only, and slowly where it goes into a file."""
+    """A bar that counts images, slowly where it goes into a file."""
     return tqdm(
         total=total, initial=done, unit="img", unit_scale=True,
-        disable=dist.is_initialized() and dist.get_rank() > 0,
         mininterval=0.5 if sys.stderr.isatty() else 60,
     )  # fmt: skip
 
@@ -144,8 +136,7 @@ class Trainer:
     a ``Teacher`` that is asked about each batch as it is augmented and mixed. What it says is
     ``corrected`` by the images' ``odds`` (N, C), if there are any. Its embeddings, of
     ``embeddings`` numbers, are predicted by a linear head from the network's own, if
-    ``embedding_weight`` is the weight of that. Where torch.distributed is initialised, its
-    processes share a batch.
+    ``embedding_weight`` is the weight of that.
     """
 
     def __init__(
@@ -168,14 +159,9 @@ class Trainer:
             self.targets.lerp_(answers, teacher_weight)
         else:
             self.teacher = teacher
-        shared = dist.is_initialized()
-        self.world, self.rank = (dist.get_world_size(), dist.get_rank()) if shared else (1, 0)
         self.steps_an_epoch = len(images) // settings.batch_size
-        if not self.steps_an_epoch or settings.batch_size % self.world:
-            raise SystemExit(
-                f"--batch-size {settings.batch_size}: at most the number of images, {len(images)}, "
-                f"and a multiple of that of processes, {self.world}"
-            )
+        if not self.steps_an_epoch:
+            raise SystemExit(f"--batch-size {settings.batch_size}: there are {len(images)} images")
         on_gpu = self.device.type == "cuda"
         torch.backends.cudnn.benchmark = True  # all batches have one shape
         self.bf16 = settings.amp == "on"
@@ -185,8 +171,6 @@ class Trainer:
         if not on_gpu:
             keep_memory()
             (use_columns if self.bf16 else use_winograd)(self.trainee)
-        if shared:
-            share_batch_norm(self.trainee, self.device)
         self.frozen = first_blocks(network, settings.freeze).requires_grad_(False)
         self.average = copy.deepcopy(network) if settings.ema else network
         self.kept = nn.ModuleDict({"trainee": self.trainee})  # in a checkpoint
@@ -204,17 +188,12 @@ class Trainer:
             momentum=settings.momentum, nesterov=settings.nesterov, fused=True,
         )  # fmt: skip
         self.ahead = settings.ahead and on_gpu
-        self.graph = settings.graph and on_gpu and not shared
+        self.graph = settings.graph and on_gpu
         self.graphs: dict[torch.Size, Graph] = {}
         self.total_loss = torch.zeros((), device=self.device)
         self.right = torch.zeros((), device=self.device)
         if settings.compile:
             self.trainee.compile()
-        self.model: nn.Module = self.trainee
-        if shared:
-            self.model = nn.parallel.DistributedDataParallel(
-                self.trainee, [self.device] if on_gpu else None
-            )
 
     def tensors(self) -> dict[str, Tensor]:
         """All that an epoch leaves for the next, for ``save_checkpoint``."""
@@ -281,7 +260,7 @@ class Trainer:
     def step(self, batch: Batches) -> None:
         settings = self.settings
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            logits, vote_logits, embeddings = self.model(batch.x)
+            logits, vote_logits, embeddings = self.trainee(batch.x)
         loss = soft_loss(logits.float(), batch.targets, settings.loss)
         if vote_logits is not None:
             loss = loss + self.votes_weight * F.cross_entropy(vote_logits.float(), batch.votes)
@@ -302,19 +281,19 @@ class Trainer:
         the loss is not finite."""
         settings, steps = self.settings, self.steps_an_epoch
         # All that is random in an epoch follows from the seed and the epoch, so a resumed
-        # run needs no generator state, and all processes draw the same numbers.
+        # run needs no generator state.
         drawn = epoch % settings.rounds if settings.rounds else epoch
         seed = settings.seed * 1_000_003 + drawn
         generator = torch.Generator().manual_seed(seed)
         order = torch.randperm(len(self.images), generator=generator).to(self.device)
         numbers = torch.rand(len(self.images), NUMBERS, generator=generator).to(self.device)
-        torch.manual_seed(seed * 97 + self.rank)
+        torch.manual_seed(seed * 97)
         kept = torch.ones(steps)
         if settings.mixup and not settings.is_calm(epoch):
             kept = torch.distributions.Beta(settings.mixup, settings.mixup).sample((steps,))
         kept = kept.to(self.device)
         size, started, lr = settings.size(epoch), time.perf_counter(), 0.0
-        order = order[: steps * settings.batch_size].view(steps, -1)[:, self.rank :: self.world]
+        order = order[: steps * settings.batch_size].view(steps, -1)
         self.total_loss.zero_()
         self.right.zero_()
         self.trainee.train()
@@ -349,29 +328,26 @@ class Trainer:
             bar.update(settings.batch_size)
         if settings.precise_bn and epoch == settings.epochs - 1:
             self.measure_batch_norm()
-        sums = torch.stack((self.total_loss, self.right))
-        if self.world > 1:
-            dist.all_reduce(sums)
-        loss, right = (sums / steps).tolist()
+        loss, right = (torch.stack((self.total_loss, self.right)) / steps).tolist()
         seconds = time.perf_counter() - started
         return {
             "epoch": epoch + 1, "epochs": settings.epochs, "size": size, "lr": lr,
-            "loss": loss / self.world, "train_accuracy": right / settings.batch_size,
+            "loss": loss, "train_accuracy": right / settings.batch_size,
             "seconds": seconds, "images_per_second": steps * settings.batch_size / seconds,
         }  # fmt: skip
 
 
 def with_precision(settings: Config, device: torch.device) -> Config:
     """The settings with "on" or "off" in place of amp's "auto": on a CPU that by which a step of
-    training, on noise, takes less time here. Several processes agree."""
+    training, on noise, takes less time here."""
     if settings.amp != "auto":
         return settings
-    has = torch.cpu.get_capabilities() if device.type == "cpu" else {}
+    own_forms = device.type == "cpu" and torch.backends.mkldnn.is_available()
+    has = torch.cpu.get_capabilities() if own_forms else {}
     if not any(map(has.get, ("avx512_bf16", "amx_bf16", "bf16"))):
         # A GPU, or a chip without the instructions, on which one step may take a minute.
         return dataclasses.replace(settings, amp="on" if prefers_bfloat16(device) else "off")
-    world = dist.get_world_size() if dist.is_initialized() else 1
-    few = world * max(1, min(settings.batch_size // world, 16))  # which say what many would
+    few = min(settings.batch_size, 16)  # which say what many would
     own = dataclasses.replace(settings, batch_size=few, epochs=1, lr=0.0, precise_bn=False)
     images = torch.randint(256, (few, 48, 48), dtype=torch.uint8)
     kinds: tuple[Literal["off", "on"], ...] = ("off", "on")
@@ -381,13 +357,9 @@ def with_precision(settings: Config, device: torch.device) -> Config:
         [trainer.train_epoch(0, tqdm(disable=True))["seconds"] for trainer in trainers]
         for _ in range(3)
     ]
-    seconds = torch.tensor(turns[1:]).amin(0)  # without the first, which has what comes once
-    if world > 1:
-        dist.all_reduce(seconds)
-    plain, narrow = seconds.tolist()
+    plain, narrow = map(min, zip(*turns[1:], strict=True))  # the first has what comes once
     amp = kinds[narrow < plain]
-    if trainers[0].rank == 0:
-        print(f"--amp {amp}: a step in bfloat16 takes {narrow / plain:.2f} times as long")
+    print(f"--amp {amp}: a step in bfloat16 takes {narrow / plain:.2f} times as long")
     return dataclasses.replace(settings, amp=amp)
 
 

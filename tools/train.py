@@ -5,7 +5,6 @@
   python tools/train.py --data fer2013.csv --votes fer2013new.csv --recipe small --out runs/small
   python tools/train.py --data fer2013.csv --votes fer2013new.csv --fold 1/5 --out runs/fold1
   python tools/train.py --resume runs/release [--epochs 120]
-  torchrun --nproc-per-node 2 tools/train.py --data fer2013.csv --recipe paper --out runs/two
 
 The folder --out gets config.json (every setting), metrics.jsonl (a line an epoch),
 curves.png, checkpoint.safetensors (--resume goes on from it) and, at the end, weights/
@@ -24,9 +23,8 @@ import dataclasses
 import io
 import json
 import math
-import os
 import time
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -34,7 +32,6 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.distributed as dist
 from _augment import NUMBERS, augment
 from _checkpoint import (
     claimed,
@@ -426,7 +423,7 @@ def train(
     config: Config, out: Path, trainer: Trainer, tests: dict[str, Faces], state: dict[str, Any]
 ) -> Config:
     """All epochs that follow those in ``state``; the config, whose epochs --minutes may change."""
-    rank, history = trainer.rank, state["history"]
+    history = state["history"]
     on_device = {key: to_device(faces, trainer.device) for key, faces in tests.items()}
     marks, drawn, started = list[float](), -math.inf, time.monotonic()
     before = history[-1]["elapsed"] if history and config.minutes else 0.0
@@ -445,7 +442,7 @@ def train(
                     config = fit_epochs(config, len(history), line["elapsed"], marks)
                     trainer.settings = config
                     bar.total = config.epochs * images_an_epoch
-                if rank == 0 and due:
+                if due:
                     save_config(out, config)
                     save_checkpoint(out, trainer.tensors(), state)
                     # A drawing takes as long as half an epoch on a large GPU.
@@ -458,11 +455,7 @@ def train(
 
 def main(arguments: list[str] | None = None, answers: Answers | None = None) -> None:
     config, out = parse(arguments)
-    device = config.device_of(int(os.environ.get("LOCAL_RANK", 0)))
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        if config.minutes:
-            raise SystemExit("--minutes is for one process; give --epochs with torchrun")
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    device = config.device_of()
     faces = load(config.data)
     training = faces.split("Training")
     if config.limit:
@@ -501,9 +494,8 @@ def main(arguments: list[str] | None = None, answers: Answers | None = None) -> 
     if tensors:
         trainer.load(tensors)
     again = f"python tools/train.py --resume {out}"
-    with nullcontext() if trainer.rank else claimed(out), stoppable(again):
-        if trainer.rank == 0:
-            save_config(out, config)
+    with claimed(out), stoppable(again):
+        save_config(out, config)
         if not config.epochs and config.precise_bn:  # else train_epoch does it, after the last one
             trainer.measure_batch_norm()
         config = train(config, out, trainer, tests, state)
@@ -512,7 +504,7 @@ def main(arguments: list[str] | None = None, answers: Answers | None = None) -> 
         if any(config.gains):
             bias = trainer.average.classifier.state_dict()["bias"]
             bias += torch.tensor(config.gains, device=device)
-        if trainer.rank == 0 and config.arch == "improved" and config.batch_norm:
+        if config.arch == "improved" and config.batch_norm:
             for folder, dtype in (("weights", torch.float16), ("weights-float32", torch.float32)):
                 save_pretrained(
                     trainer.average, out / folder, dtype=dtype, dataset_license=DATASET_LICENSE,
@@ -520,10 +512,8 @@ def main(arguments: list[str] | None = None, answers: Answers | None = None) -> 
                     selected_on="The weights after the last epoch; no epoch was picked.",
                 )  # fmt: skip
             print(f"The weights are in {out / 'weights'}: python tools/evaluate.py --weights ...")
-        if trainer.rank == 0 and config.fold:
+        if config.fold:
             save_answers(config, trainer.average, faces, out / "answers.npz")
-    if dist.is_initialized():
-        dist.destroy_process_group()
 
 
 if __name__ == "__main__":
