@@ -75,7 +75,6 @@ def test_a_run_becomes_bundled_weights(
     data.write_text(csv_text(21, 28) + private)
     model = sharp(width=0.125)
     save_pretrained(model, run / "weights", **SENTENCES)
-    save_pretrained(model, run / "weights-float32", dtype=torch.float32, **SENTENCES)
     config = {"epochs": 1, "data": str(data), "votes": "", "init": str(run / "weights")}
     (run / "config.json").write_text(json.dumps(config))
     (run / "metrics.jsonl").write_text('{"epoch": 1}\n')
@@ -87,7 +86,6 @@ def test_a_run_becomes_bundled_weights(
     public = json.loads((root / "docs/results/fer2013/public.json").read_text())
     assert public["images"] == 28
     assert public["precision"] == "float32" and "torch" in public["versions"]
-    assert set(public["decisions_changed_by_rounding"]) == {"flip", "ten_crop", "none"}
     model = load_pretrained(folder)
     assert round(model.temperature.item(), 4) == public["temperature"] != 1
     card, readme = (folder / "README.md").read_text(), (root / "README.md").read_text()
@@ -104,8 +102,6 @@ def test_a_run_becomes_bundled_weights(
     release.main([str(folder), "--name", "fer2013", "--data", str(data), "--quick"])
     release.main([])
     after = snapshot(root)
-    public_json = root / "docs/results/fer2013/public.json"
-    del before[public_json], after[public_json]  # rounding is compared where the run has both
     assert after == before
 
     (root / "README.md").write_text(readme.replace(f"{100 * public['accuracy']['flip']:.2f}", "99"))

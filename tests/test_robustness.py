@@ -83,8 +83,8 @@ def test_enlarged_is_what_preprocess_makes_of_the_large_picture(face: torch.Tens
 def test_scores_count_those_without_an_answer_as_wrong() -> None:
     nan = float("nan")
     rows = torch.tensor([[0.9, 0.1], [0.4, 0.6], [nan, nan], [0.7, 0.3]])
-    of = score(rows, np.array([0, 0, 0, 0]), ("a", "b"))
-    assert (of["accuracy"], of["commonest"], of["commonest_share"]) == (0.5, "a", 0.5)
+    of = score(rows, np.array([0, 0, 0, 0]))
+    assert of["accuracy"] == 0.5
     assert of["confidence"] == pytest.approx((0.9 + 0.6 + 0.7) / 3, abs=1e-5)
     assert (of["sure"], of["sure_and_right"]) == (0.75, 0.5)
     assert of["ece"] == pytest.approx((0.1 + 0.6 + 0.3) / 3, abs=1e-5)
@@ -145,9 +145,6 @@ def test_weights_are_measured_by_their_own_labels_and_others_kept(
                 np.mean(answers == wanted[asked]), abs=1e-5
             )
             assert measured["confidence"] == pytest.approx(rows.max(1).mean(), abs=1e-4)
-            assert measured["commonest_share"] == pytest.approx(
-                np.mean(answers == measured["commonest"]), abs=1e-5
-            )
         every = [one["accuracy"] for kind in of["kinds"].values() for one in kind.values()]
         assert len(every) == 45
         assert of["mean"]["accuracy"] == pytest.approx(np.mean(every), abs=1e-5)

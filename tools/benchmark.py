@@ -42,6 +42,7 @@ import numpy.typing as npt
 import torch
 from _photos import FIRST, draw_frames, draw_photos
 from _settings import make_parser
+from evaluate import read_json, write_json
 from torch.utils.benchmark import Compare, Measurement, Timer
 from tqdm import tqdm
 
@@ -51,7 +52,6 @@ from ferfacenet.fast import fast_forward, prefers_bfloat16
 from ferfacenet.transforms import CROP, SIZE, TTA, VIEW_COUNTS
 from ferfacenet.video.frames import read_frames
 from ferfacenet.video.writer import VideoWriter
-from ferfacenet.weights import write_atomically
 
 Images: TypeAlias = npt.NDArray[np.uint8]  # (N, 48, 48)
 Reader: TypeAlias = Callable[[Images], Any]  # images to probabilities (N, 7), in FER2013's order
@@ -255,13 +255,13 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error(f"no section {', '.join(sorted(unknown))}; there are {', '.join(SECTIONS)}")
     bench = Bench(options)
     report = describe_machine(bench.device)
-    kept = json.loads(options.out.read_text()) if options.out.is_file() else {}
+    kept = read_json(options.out)
     if report.items() <= kept.items():
         report = kept
     for name in (bar := tqdm(options.sections or SECTIONS, unit="section")):
         bar.set_description(name)
         report[name] = SECTIONS[name](bench)
-        write_atomically(options.out, (json.dumps(report, indent=1) + "\n").encode())
+        write_json(options.out, report)
     Compare(bench.timed).print()
 
 

@@ -282,6 +282,11 @@ def measured_by(precision: Precision = "float32") -> dict[str, Any]:
     return {"precision": precision, "versions": {name: version(name) for name in names}}
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """What ``write_json`` wrote; nothing where there is no file yet."""
+    return dict(json.loads(path.read_text())) if path.is_file() else {}
+
+
 def write_json(path: Path, value: object) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, (json.dumps(value, indent=2) + "\n").encode())

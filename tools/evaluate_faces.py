@@ -14,7 +14,6 @@ in the file as it is.
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 from collections.abc import Callable, Mapping
@@ -30,6 +29,7 @@ import numpy.typing as npt
 import torch
 from _fer2013 import Faces, load
 from _settings import make_parser
+from evaluate import read_json, write_json
 from PIL import Image
 from torch import Tensor
 from torchvision.ops import box_iou
@@ -48,7 +48,6 @@ from ferfacenet import (
 from ferfacenet.faces.framing import SMALL_CROP
 from ferfacenet.files import suffixes
 from ferfacenet.images import decode
-from ferfacenet.weights import write_atomically
 
 Gray = npt.NDArray[np.uint8]
 
@@ -129,7 +128,6 @@ def measure_levelling(crops: Gray, places: list[Place]) -> dict[str, float]:
         "images": len(crops),
         "found": sum(face is not None for face in turned) / len(crops),
         "roll_error_mean": statistics.fmean(errors),
-        "roll_error_median": statistics.median(errors),
     }
 
 
@@ -151,8 +149,6 @@ def measure_expressions(
             "found": float(kept.double().mean()),
             "accuracy_of_crops": float(right[kept].double().mean()),
             "accuracy_through_detect_faces": float(correct.double().mean()),
-            "accuracy_of_all_crops": float(right.double().mean()),
-            "accuracy_missed_counted_wrong": int(correct.sum()) / len(data),
         }
     return result
 
@@ -286,7 +282,7 @@ def main(argv: list[str] | None = None) -> None:
     data, turned, by_roll = choose_crops(load(options.data).split("PublicTest"), options.count, rng)
     found = {roll: search(data.images, places) for roll, places in by_roll.items()}
     # What needs pictures that are not given this time stays as it is.
-    figures: dict[str, Any] = json.loads(options.out.read_text()) if options.out.is_file() else {}
+    figures = read_json(options.out)
     figures |= {
         "pasted": measure_levelling(data.images, turned),
         "enlarged_crops_taken_as_they_are": measure_taken(data.images),
@@ -307,7 +303,7 @@ def main(argv: list[str] | None = None) -> None:
         photos = read_photos(options.without_people)
         scores = [face.score for photo in photos for face in detect_faces(photo)]
         figures["without_people"] = {"photos": len(photos), "scores_of_faces": scores}
-    write_atomically(options.out, (json.dumps(figures, indent=2) + "\n").encode())
+    write_json(options.out, figures)
     print(options.out.read_text(), end="")
 
 

@@ -34,11 +34,11 @@ from _fer2013 import SPLITS, load
 from _settings import make_parser, name_of
 from evaluate import (
     choose,
-    count_differences,
     crop_logits,
     draw,
     evaluate,
     measured_by,
+    read_json,
     votes_for,
     write_json,
 )
@@ -70,15 +70,7 @@ def measure(
             continue
         part, fresh = choose(faces, split, votes=votes)
         logits = crop_logits(model, part.images, split)
-        fit = key == "public"
-        result = {"split": split} | evaluate(part, fresh, model, logits, fit)
-        if fit:
-            precise = source.with_name("weights-float32")
-            if source.name == "weights" and precise.is_dir():
-                other = crop_logits(load_pretrained(precise, device=device), part.images)
-                temperatures = [model.temperature.item()] * 2
-                changed = count_differences((logits, other), temperatures)
-                result["decisions_changed_by_rounding"] = changed
+        result = {"split": split} | evaluate(part, fresh, model, logits, fit=key == "public")
         metrics |= {f"{split} {tta} accuracy": round(v, 5) for tta, v in result["accuracy"].items()}
         write_json(out / f"{key}.json", result | measured_by())
         draw(result, part, logits, out)
@@ -156,7 +148,7 @@ def find_stale() -> list[str]:
     written = render_all().items()
     stale = [str(p) for p, data in written if not p.is_file() or p.read_bytes() != data]
     weights, configs = _pages.ROOT / "ferfacenet" / "weights", _pages.read_configs()
-    known = json.loads((_pages.ROOT / "tests" / "golden.json").read_text())
+    known = read_json(_pages.ROOT / "tests" / "golden.json")
     spoilt = _pages.read("robustness.json")
     for name, entry in _pages.read_registry()["pretrained"].items():
         if not entry.items() >= registry_entry(weights / name).items():
@@ -219,7 +211,7 @@ def main(arguments: list[str] | None = None) -> None:
     if options.run:
         take(options, parser)
     values, path = {}, _pages.ROOT / "tests" / "golden.json"
-    known = json.loads(path.read_text()) if path.is_file() else {}
+    known = read_json(path)
     for name in _pages.read_configs():  # what still holds is kept: the last digit is the machine's
         values[name] = known[name] if is_golden(name, known) else golden(name)
     write_json(path, values)

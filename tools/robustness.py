@@ -14,7 +14,6 @@ An image that degrading has made one plain colour has no answer, and counts as w
 from __future__ import annotations
 
 import dataclasses
-import json
 import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -36,6 +35,7 @@ from evaluate import (
     PRECISIONS,
     calibration,
     measured_by,
+    read_json,
     record_command,
     votes_for,
     write_json,
@@ -77,26 +77,21 @@ def degraded(x: Tensor) -> Iterator[tuple[str, str, Tensor]]:
             yield kind, WORDS[kind][place] if kind in WORDS else f"{strength:g}", torch.cat(parts)
 
 
-def score(
-    probabilities: Tensor, labels: npt.NDArray[np.int64], names: tuple[str, ...]
-) -> dict[str, Any]:
+def score(probabilities: Tensor, labels: npt.NDArray[np.int64]) -> dict[str, float]:
     """Shares of all images, but for ``ece`` and the mean ``confidence``, which are of those that
     have an answer."""
     found, read = probabilities.double().numpy(), ~probabilities.isnan().any(1).numpy()
     answers = np.where(read, found.argmax(1), -1)
     right, sure = answers == labels, np.where(read, found.max(1), 0) >= SURE
-    counts = np.bincount(answers[read], minlength=len(names))
     figures = {
         "accuracy": right.mean(),
         "confidence": found[read].max(1).mean(),
-        "commonest_share": counts.max() / len(labels),
         "ece": calibration(found[read], labels[read])[0],
         "ece_if_calibrated": ece_if_calibrated(found[read]),
         "sure": sure.mean(),
         "sure_and_right": (sure & right).mean(),
     }
-    rounded = {key: round(float(value), 5) for key, value in figures.items()}
-    return rounded | {"commonest": names[int(counts.argmax())]}
+    return {key: round(float(value), 5) for key, value in figures.items()}
 
 
 def ece_if_calibrated(probabilities: npt.NDArray[np.float64], draws: int = 20) -> float:
@@ -117,19 +112,18 @@ def relabelled(public: Faces, votes: Path | None) -> Faces:
     return dataclasses.replace(public, labels=labels)
 
 
-def measure(read: Reader, faces: Faces, names: tuple[str, ...], title: str) -> dict[str, Any]:
+def measure(read: Reader, faces: Faces, title: str) -> dict[str, Any]:
     """All are degraded, also those without a label: so the others look the same by any labels."""
     kept = faces.labels >= 0
     x, labels = torch.from_numpy(faces.images)[:, None] / 255, faces.labels[kept]
-    untouched = score(read(x[kept]), labels, names)
+    untouched = score(read(x[kept]), labels)
     kinds: dict[str, dict[str, Any]] = {kind: {} for kind in STRENGTHS}
     bar = tqdm(degraded(x), desc=title, total=sum(map(len, STRENGTHS.values())))
     for kind, strength, spoilt in bar:
         bar.set_postfix_str(f"{kind} {strength}")
-        kinds[kind][strength] = score(read(spoilt[kept]), labels, names)
+        kinds[kind][strength] = score(read(spoilt[kept]), labels)
     every = [found for of in kinds.values() for found in of.values()]
-    keys = [key for key in untouched if key != "commonest"]
-    mean = {key: round(fmean(of[key] for of in every), 5) for key in keys}
+    mean = {key: round(fmean(of[key] for of in every), 5) for key in untouched}
     return {"images": len(labels), "untouched": untouched, "mean": mean, "kinds": kinds}
 
 
@@ -169,29 +163,27 @@ def main(arguments: list[str] | None = None) -> None:
     crops, _, places = choose_crops(public, options.count, np.random.default_rng(0))
     pasted = {roll: search(crops.images, where) for roll, where in places.items()}
 
-    def add_set(title: str, read: Reader, faces: Faces, names: tuple[str, ...], **of: Any) -> None:
+    def add_set(title: str, read: Reader, faces: Faces, **of: Any) -> None:
         some = faces.where(np.arange(len(faces)) % options.every == 0)
-        of |= measure(read, some, names, title)
+        of |= measure(read, some, title)
         crops, _, _ = choose_crops(faces, options.count, np.random.default_rng(0))
         kept = crops.labels >= 0
         found = {roll: list(compress(faces, kept)) for roll, faces in pasted.items()}
         of["found_again"] = measure_expressions(read, crops.where(kept), found)
         of["command"] = record_command("robustness.py", arguments)
-        known = json.loads(options.out.read_text()) if options.out.is_file() else {}
-        write_json(options.out, known | {title: of})
+        write_json(options.out, read_json(options.out) | {title: of})
 
     for name, model in models.items():
         read = partial(predict_proba, model, errors="coerce", precision=options.precision)
         own = {"config_sha256": digests[name]} | measured_by(options.precision)
-        faces = relabelled(public, votes[name])
-        add_set(name_of(name), read, faces, model.categories or (), **own)
+        add_set(name_of(name), read, relabelled(public, votes[name]), **own)
     if options.peers:
         try:
             read_fer = read_by_fer()
         except ImportError as error:
             tqdm.write(f"fer is left out: {error}")
         else:
-            add_set("fer", read_fer, public, FER2013_CATEGORIES, version=version("fer"))
+            add_set("fer", read_fer, public, version=version("fer"))
 
 
 if __name__ == "__main__":
