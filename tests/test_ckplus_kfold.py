@@ -276,18 +276,6 @@ def test_shared_labels_keep_their_row_of_the_classifier(fer: Path) -> None:
     assert torch.equal(model.features[0].weight, before.features[0].weight)
 
 
-def test_levels_are_what_init_has_or_what_is_asked_for(fer: Path, tmp_path: Path) -> None:
-    model = load_pretrained(fer)
-    model.levels.fill_(1)
-    save_pretrained(model, tmp_path / "levelled")
-    for init, levels, found in (
-        ("scratch", False, 0), (str(fer), False, 0), (str(tmp_path / "levelled"), False, 1),
-        ("scratch", True, 1), (str(fer), True, 1),
-    ):  # fmt: skip
-        config = ckplus_kfold.Config(init=init, levels=levels, width=0.125)
-        assert ckplus_kfold.build(config).levels == found
-
-
 def test_the_weights_of_all_frames(fer: Path, tiny: Path, whole: Path, tmp_path: Path) -> None:
     options = [
         *TINY, "--protocol", "all", "--init", str(fer), "--freeze", "2", "--ema", "0",

@@ -52,19 +52,13 @@ def fail(*arguments: str) -> str:
     return str(caught.value.code)
 
 
-def test_a_dry_run_sends_nothing(
+def test_what_is_uploaded_can_be_loaded(
     folder: Path, server: HubServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     publish.main(["ckplus", "--dry-run"])
     printed = capsys.readouterr().out
-    assert f"{REPO} on {server.url}" in printed
-    assert printed.count("sha256") == 3
+    assert f"{REPO} on {server.url}" in printed and printed.count("sha256") == 3
     assert server.requests == []
-
-
-def test_what_is_uploaded_can_be_loaded(
-    folder: Path, server: HubServer, capsys: pytest.CaptureFixture[str]
-) -> None:
     publish.main(["ckplus", "--tag", "v9"])
     repo = server.repos[REPO]
     commit = repo.branches["main"]

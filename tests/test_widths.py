@@ -11,6 +11,7 @@ import _pages
 import benchmark
 import pytest
 import torch
+import train
 import widths
 from _fer2013 import load
 from conftest import csv_text, votes_text
@@ -23,9 +24,11 @@ def test_every_width_is_trained_measured_and_timed(
 ) -> None:
     monkeypatch.setattr(_pages, "ROOT", tmp_path)
     monkeypatch.setattr(benchmark, "ROUNDS", 1)
+    for key, value in {"batch_size": 7, "sizes": "32", "amp": "off"}.items():
+        monkeypatch.setitem(train.RECIPES["small"], key, value)
     data, votes = tmp_path / "fer2013.csv", tmp_path / "fer2013new.csv"
-    data.write_text(csv_text(130, 7))
-    votes.write_text(votes_text(137))
+    data.write_text(csv_text(14, 7))
+    votes.write_text(votes_text(21))
     words = "--epochs 1 --widths 0.125 --seconds 0.001"
     files = ["--data", data, "--votes", votes, "--out", tmp_path / "runs"]
     widths.main([*words.split(), *map(str, files)])
