@@ -490,24 +490,6 @@ def test_levels_of_init_stay(teacher: Path, tiny: Path, tmp_path: Path) -> None:
     assert load_pretrained(run / "weights").levels == 1
 
 
-def test_what_is_done_in_the_end_is_done_once(
-    teacher: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Also by a run that was at its end when it went on; and no hour is lost on weights that are
-    not there any more."""
-    init, run = tmp_path / "init", tmp_path / "run"
-    shutil.copytree(teacher, init)
-    own = ["--init", str(init), "--keep", "0.25", "--favour", "fear=0.5", "--out", str(run)]
-    train.main(["--data", str(tiny), *TINY, "--epochs", "1", *own])
-    first = (run / "weights-float32" / "model.safetensors").read_bytes()
-    train.main(["--resume", str(run)])
-    assert (run / "weights-float32" / "model.safetensors").read_bytes() == first
-    shutil.rmtree(init)
-    monkeypatch.setattr(train, "train", lambda *_: pytest.fail("trained in vain"))
-    with pytest.raises(SystemExit, match="--init"):
-        train.main(["--resume", str(run)])
-
-
 def test_a_teacher_with_levels_spoils_no_batch_in_which_a_view_is_plain(
     teacher: Path, tmp_path: Path
 ) -> None:
@@ -522,8 +504,14 @@ def test_a_teacher_with_levels_spoils_no_batch_in_which_a_view_is_plain(
     torch.testing.assert_close(answers[:2], load_pretrained(tmp_path)(x[:2]).softmax(1))
 
 
-def test_what_init_knew_is_kept_in_part(teacher: Path, tiny: Path, tmp_path: Path) -> None:
-    begin = ["--data", str(tiny), *TINY, "--init", str(teacher), "--epochs", "1"]
+def test_what_init_knew_is_kept_in_part(
+    teacher: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also by a run that was at its end when it went on; and no hour is lost on weights that are
+    not there any more."""
+    init, run = tmp_path / "init", tmp_path / "0.25"
+    shutil.copytree(teacher, init)
+    begin = ["--data", str(tiny), *TINY, "--init", str(init), "--epochs", "1"]
     found = {}
     for keep in ("0", "0.25"):
         favour = ["--favour", "fear=0.5"] if keep == "0.25" else []
@@ -537,6 +525,13 @@ def test_what_init_knew_is_kept_in_part(teacher: Path, tiny: Path, tmp_path: Pat
                 expected[2] += 0.5
             torch.testing.assert_close(found["0.25"][name], expected)
     assert not torch.equal(found["0"]["features.0.weight"], old["features.0.weight"])
+    train.main(["--resume", str(run)])
+    again = load_pretrained(run / "weights-float32").state_dict()
+    assert all(torch.equal(again[name], value) for name, value in found["0.25"].items())
+    shutil.rmtree(init)
+    monkeypatch.setattr(train, "train", lambda *_: pytest.fail("trained in vain"))
+    with pytest.raises(SystemExit, match="--init"):
+        train.main(["--resume", str(run)])
 
 
 def test_consistent_teachers_are_asked_about_each_batch(teacher: Path, tiny: Path) -> None:
