@@ -292,29 +292,23 @@ def readings() -> str:
 
 
 def tried() -> str:
-    rows: list[tuple[Any, ...]] = [
-        ("run", "epochs", "from", "taught by", "width", "mixup", "PublicTest, ten crops, %")
-    ]
+    rows = []
     for path in sorted((ROOT / "docs" / "results").glob("*/config.json")):
-        run = path.parent
+        run, config = path.parent, json.loads(path.read_text())
         scores = [run / name for name in ("public.json", "evaluation.json")]
         measured = next((score for score in scores if score.is_file()), None)
-        config = json.loads(path.read_text())
         if measured and config.get("labels") != "ferplus":
             found = json.loads(measured.read_text())
-            rows.append(
-                (
-                    f"[{run.name}](results/{run.name}/config.json)",
-                    config["epochs"],
-                    config.get("init") or "scratch",
-                    config.get("teachers", "").replace(",", ", "),
-                    config.get("width", 1.0),
-                    config.get("mixup", 0.0) or "",
-                    percent(found["accuracy"]["ten_crop"]),
-                )
-            )
-    head, *rest = rows
-    return table(head, *sorted(rest, key=lambda row: float(row[-1])))
+            rows.append((
+                f"[{run.name}](results/{run.name}/config.json)", config["epochs"],
+                config.get("init") or "scratch", config.get("teachers", "").replace(",", ", "),
+                config.get("width", 1.0), config.get("mixup", 0.0) or "",
+                percent(found["accuracy"]["ten_crop"]),
+            ))  # fmt: skip
+    return table(
+        ("run", "epochs", "from", "taught by", "width", "mixup", "PublicTest, ten crops, %"),
+        *sorted(rows, key=lambda row: float(row[-1])),
+    )
 
 
 def widths() -> str:

@@ -110,9 +110,11 @@ def make_reader(package: str) -> Callable[[list[Any]], list[Any]]:
 
 def share_steps(call: Callable[[], object]) -> dict[str, float]:
     """The share of each of ``STEPS``, of this thread alone."""
+    import ferfacenet
+
     (profile := cProfile.Profile()).runcall(call)
-    entries = profile.getstats()
-    own = [(getattr(e.code, "co_name", ""), e) for e in entries if "ferfacenet/" in str(e.code)]
+    entries, home = profile.getstats(), str(Path(ferfacenet.__file__).parent)
+    own = [(getattr(e.code, "co_name", ""), e) for e in entries if home in str(e.code)]
     whole = sum(entry.inlinetime for entry in entries)
     return {
         step: round(sum(entry.totaltime for name, entry in own if name in names) / whole, 3)
