@@ -13,24 +13,16 @@ import _pages
 import benchmark
 import pytest
 from _photos import FIRST, MANY
-from conftest import lively
 
-from ferfacenet import ImprovedVGG19, detect_faces, save_pretrained
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("weights")
-    save_pretrained(lively(ImprovedVGG19(width=0.125)), folder)
-    return str(folder)
+from ferfacenet import detect_faces
 
 
 @pytest.fixture
-def run(weights: str, tmp_path: Path) -> Any:
+def run(weights: Path, tmp_path: Path) -> Any:
     def run(*arguments: str) -> Any:
         out = tmp_path / "benchmark.json"
-        short = ["--seconds", "0.001", "--largest", "4", "--weights", weights, "--out", str(out)]
-        benchmark.main([*arguments, *short])
+        short = ["--seconds", "0.001", "--largest", "4", "--out", str(out)]
+        benchmark.main([*arguments, *short, "--weights", str(weights)])
         return json.loads(out.read_text())
 
     return run
@@ -79,7 +71,7 @@ def test_photos_are_timed(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert _pages.photo_speed().count("\n| ") == len(rows)
 
 
-def test_calls_that_are_compared_take_turns(weights: str) -> None:
+def test_calls_that_are_compared_take_turns(weights: Path) -> None:
     options = Namespace(seconds=0.001, largest=4, device="cpu", weights=[weights])
     made: list[str] = []
     calls = {name: partial(made.append, name) for name in "ab"}

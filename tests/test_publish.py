@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -85,15 +84,6 @@ def test_what_is_not_fit_to_be_published(folder: Path, server: HubServer) -> Non
     (folder / "model.safetensors").write_bytes(b"\0")
     assert "sha256" in fail("ckplus")
     assert server.requests == []
-
-
-def test_a_card_says_that_brightness_does_not_matter(folder: Path) -> None:
-    assert "brightness" not in publish.card("ckplus")
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"levels": 1}))
-    entries = {"ckplus": release.registry_entry(folder)}
-    release.write_json(folder.parent / "registry.json", {"pretrained": entries})
-    assert "neither brightness\nnor contrast matters" in publish.card("ckplus")
 
 
 @pytest.mark.parametrize(("method", "path"), [("POST", "/repos/create"), ("POST", "/commit/main")])

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import _pages
 import numpy as np
-import numpy.typing as npt
 import pytest
 import robustness
 import torch
@@ -18,12 +16,10 @@ from _fer2013 import FERPLUS_CATEGORIES, Faces, load
 from _pages import percent
 from conftest import PHOTO, PORTRAITS, ROOT, sharp, votes_text
 from evaluate_faces import choose_crops
-from PIL import Image
 from robustness import STRENGTHS, degraded, score
 
 from ferfacenet import detect_faces, load_pretrained, predict_proba, preprocess, save_pretrained
 from ferfacenet.model import FER2013_CATEGORIES
-from ferfacenet.transforms import resize
 
 
 @pytest.fixture(scope="module")
@@ -69,15 +65,6 @@ def test_noise_and_shadow_are_as_strong_as_they_say() -> None:
     sides = torch.stack([shadow[..., 0, 0], shadow[..., 0, -1]]).flatten(1)  # one each is dark
     assert (sides.amin(0) - 0.15).abs().max() < 0.01 and (sides.amax(0) - 0.5).abs().max() < 0.01
     assert 10 < (sides[0] < sides[1]).sum() < 30
-
-
-def test_enlarged_is_what_preprocess_makes_of_the_large_picture(face: torch.Tensor) -> None:
-    levels = (face[0, 0] * 255).round().to(torch.uint8).numpy()
-    large = Image.fromarray(levels).resize((200, 200), Image.Resampling.BICUBIC)
-    wanted = preprocess(large, align=False)
-    assert (spoil(face, "enlarged", 200)[0] - wanted).abs().max() < 2.5 / 255
-    small = torch.from_numpy(np.array(Image.fromarray(levels).resize((24, 24), 2)))
-    assert (spoil(face, "shrunk", 24)[0] - resize(small[None] / 255)).abs().max() < 2.5 / 255
 
 
 def test_scores_count_those_without_an_answer_as_wrong() -> None:
@@ -170,16 +157,6 @@ def test_faces_are_pasted_where_those_of_the_results_were() -> None:
     assert len(crops) == len(turned) == len(by_roll[20]) == 10
     assert [place.roll for place in by_roll[20]] == [20, -20] * 5
     assert by_roll[20][0].x == pytest.approx(282.431377) and by_roll[20][0].ground == 168
-
-
-def test_fer_is_given_the_levels_of_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
-    def make() -> Callable[[npt.NDArray[np.uint8]], list[list[float]]]:
-        return lambda images: [[image.min(), image.max()] for image in images]
-
-    monkeypatch.setattr(robustness, "make_fer", make)
-    x = torch.zeros(3, 1, 48, 48)
-    x[:, 0, 5, 5] = torch.tensor([0.25, 254.6 / 255, 1.0])
-    assert robustness.read_by_fer()(x).tolist() == [[0, 64], [0, 255], [0, 255]]
 
 
 def test_what_true_probabilities_would_show_is_what_they_show() -> None:
