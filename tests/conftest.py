@@ -31,6 +31,8 @@ SHARED = ROOT.parent / "shared" / "data"
 PHOTO = ROOT / "docs" / "photos" / "astronaut.jpg"
 PORTRAITS = ROOT / "docs" / "photos" / "portraits.jpg"  # two faces
 
+unix = pytest.mark.skipif(os.name != "posix", reason="needs Unix: named pipes, signals, forks")
+
 #: ``peak()`` and ``held()`` for code that another Python runs: the most bytes that its process has
 #: held, and those that it holds. Not getrusage's, which begins with the peak of its parent.
 PEAK = """
@@ -229,7 +231,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @contextmanager
 def full_disk() -> Iterator[None]:
     """No file may have more than 100,000 bytes, as on a disk that is full."""
-    import resource  # which Windows does not have
+    resource = pytest.importorskip("resource", reason="needs Unix")
 
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
@@ -245,6 +247,8 @@ def python_path() -> str:
 
 def run(code: str, *arguments: str, **settings: Any) -> subprocess.CompletedProcess[str]:
     """Run ``code`` in a fresh interpreter that finds the package under test."""
+    if PEAK in code and not Path("/proc/self/status").exists():
+        pytest.skip("needs /proc, which says how much memory a process has had")
     environment = os.environ | settings.pop("env", {}) | {"PYTHONPATH": python_path()}
     command = [sys.executable, "-c", code, *arguments]
     return subprocess.run(

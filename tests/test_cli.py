@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import PHOTO, PORTRAITS, faces, full_disk, run
+from conftest import PHOTO, PORTRAITS, faces, full_disk, run, unix
 from PIL import Image
 
 from ferfacenet import list_pretrained, load_pretrained, predict_faces, predict_proba
@@ -94,6 +94,7 @@ def test_a_photo_from_stdin(
     assert plots[0].read_bytes() == plots[1].read_bytes()
 
 
+@unix
 def test_a_stdin_that_holds_no_photo_is_one_error(
     weights: Path, monkeypatch: Patch, capsys: Capture
 ) -> None:
@@ -215,6 +216,7 @@ def test_a_plot_that_cannot_be_written_is_named_and_the_rest_done(
     assert {path.name for path in taken.parent.iterdir()} == {older.name, taken.name, second.name}
 
 
+@unix
 def test_output_is_a_file_with_what_stdout_would_have(
     sky: Path, weights: Path, tmp_path: Path, capsys: Capture
 ) -> None:
@@ -236,6 +238,7 @@ def test_output_is_a_file_with_what_stdout_would_have(
         assert f"{wrong}" in err and why in err  # before the device is looked for
 
 
+@unix
 @pytest.mark.parametrize("kinds", [[signal.SIGINT], [signal.SIGTERM] * 2])  # as timeout(1) may
 def test_an_interrupt_leaves_whole_plots_and_an_older_output(
     kinds: list[signal.Signals], crop: Path, weights: Path, tmp_path: Path,
@@ -338,6 +341,7 @@ def test_a_console_without_blocks_and_names_that_it_cannot_show(
     assert b"\\u6f22.jpg: face" in shown.getvalue() and b"##" in shown.getvalue()
 
 
+@unix
 def test_outputs_that_are_closed_or_full(
     weights: Path, crop: Path, tmp_path: Path, monkeypatch: Patch, capsys: Capture
 ) -> None:

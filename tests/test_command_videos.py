@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import PHOTO, PORTRAITS, full_disk
+from conftest import PHOTO, PORTRAITS, full_disk, unix
 from PIL import Image
 from videos import av, make, shift, torn, write
 
@@ -269,6 +269,7 @@ def test_an_interrupt_leaves_whole_files_and_is_the_end_of_a_stream(
     assert {path.name for path in tmp_path.iterdir() if path != lines} == names
 
 
+@unix
 def test_fifos_are_errors_at_once_and_the_rest_done(
     weights: Path, tmp_path: Path, capsys: Capture
 ) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import train
-from conftest import ROOT, csv_text, full_disk
+from conftest import ROOT, csv_text, full_disk, unix
 from conftest import run as run_code
 from test_train import TINY, lines_of
 
@@ -73,6 +73,7 @@ while kills < 6:
 """
 
 
+@unix
 def test_kills_at_random_moments_lose_nothing(tiny: Path, tmp_path: Path) -> None:
     done = run_code(KILLS, str(tmp_path / "run"), "--data", str(tiny), *TINY, cwd=TOOLS)
     assert done.returncode == 0, done.stderr
