@@ -116,7 +116,9 @@ def load_pretrained(
     # A path object is neither a registered name nor a Hub id.
     base, _, tag = name.partition("@") if isinstance(name, str) else ("", "", "")
     here = os.path.exists(name)  # noqa: PTH110  # Path.exists raises for some names
-    spelled = base if here else base.lower()  # a file or folder is meant as it is spelled
+    # A file, or a folder of weights, is meant as it is spelled; FER2013 may be one of photos.
+    weights = here and (Path(name).is_file() or (Path(name) / CONFIG_FILE).exists())
+    spelled = base if weights else base.lower()
     known = next((n for n in registry if spelled in (n, repo_id(n))), None)
     if known is None and here:
         if revision is not None:

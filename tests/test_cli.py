@@ -122,6 +122,10 @@ def test_a_folder_is_every_picture_below_it(
     assert [answer["image"] for answer in answers] == [f"{folder}/{name}" for name in pictures]
     assert "other files skipped: 3 (.heic, .png, .txt); pip install pillow-heif" in err
     assert f"{empty}: no photos" in ask(weights, capsys, empty, status=2)[1]
+    pytest.importorskip("matplotlib", reason="needs the plot extra")
+    for _ in range(2):  # plots of the first time are no photos of the second
+        answers, _ = ask(weights, capsys, folder, "--plot", folder / "plots")
+        assert len(answers) == len(pictures)
 
 
 def test_patterns_that_a_shell_leaves_as_they_are(
@@ -230,12 +234,38 @@ def test_output_is_a_file_with_what_stdout_would_have(
         assert capsys.readouterr() == ("", said.err)
         assert out.read_text() == said.out and said.out.count("\n") > 1
     assert "█" in said.out
+    out.write_text("older")
+    assert main(["--csv", *given[:2], str(absent), "-o", str(out)]) == 1
+    assert out.read_text() == "older"  # nothing could be read
+    capsys.readouterr()
     for wrong, why in (
         (sky, "is to be read"), (tmp_path / "no" / "out", "no folder"),
         (tmp_path, "is a folder or a device"), (Path("/dev/null"), "is a folder or a device"),
     ):  # fmt: skip
         err = ask(weights, capsys, sky, "-o", wrong, "--device", "abacus", status=2)[1]
         assert f"{wrong}" in err and why in err  # before the device is looked for
+
+
+IMPORT = """
+import signal, sys
+
+class Finder:
+    def find_spec(self, name, *_):
+        if name == "torch":
+            assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL
+            print("torch is looked for")
+
+sys.meta_path.insert(0, Finder())
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from ferfacenet.command.cli import main
+main(["--list"])
+assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+"""
+
+
+def test_ctrl_c_ends_the_process_while_torch_is_imported() -> None:
+    done = run(IMPORT)
+    assert not done.stderr and done.stdout.startswith("torch is looked for\nfer2013:")
 
 
 @unix

@@ -167,6 +167,9 @@ def test_a_folder_of_a_registered_name(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert load_pretrained("FER2013").width == 1
+    Path("FER2013").mkdir()  # of photos, say
+    assert load_pretrained("FER2013").width == 1
+    Path("FER2013").rmdir()
     shutil.copytree(saved, "FER2013")
     loads("FER2013")
     shutil.copytree(saved, "fer2013")

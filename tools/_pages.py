@@ -137,7 +137,7 @@ def weights() -> str:
             of = last(name, dataset)
             figure = f"{percent(of['accuracy']['flip'])} on {dataset}'s {of['split']}"
         else:
-            figure = f"{folds('subject')[0]} on persons of CK+ that it has not seen"
+            figure = f"{folds('subject')[0]} on persons of CK+ that it has not seen, ten crops"
         count = sum(p.numel() for p in build_empty(config.model_args).parameters())
         others = sorted({"neutral", "contempt"} & set(config.categories))
         megabytes = f"{registry[name]['size'] / 1e6:.1f}"

@@ -489,12 +489,12 @@ def main(arguments: list[str] | None = None, answers: Answers | None = None) -> 
         config = dataclasses.replace(config, epochs=100)  # until the first are measured
     # Now, not in the end, when they may be gone, or others by that name, and all work in vain.
     begun = load_init(config.init) if config.keep else None
-    config = with_precision(config, device)
-    trainer = make_trainer(config, training, counts, shares, device, bool(tensors), answers)
+    with stoppable("the same command"):
+        config = with_precision(config, device)
+        trainer = make_trainer(config, training, counts, shares, device, bool(tensors), answers)
     if tensors:
         trainer.load(tensors)
-    again = f"python tools/train.py --resume {out}"
-    with claimed(out), stoppable(again):
+    with claimed(out), stoppable(f"python tools/train.py --resume {out}"):
         save_config(out, config)
         if not config.epochs and config.precise_bn:  # else train_epoch does it, after the last one
             trainer.measure_batch_norm()

@@ -18,7 +18,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from ferfacenet import load_pretrained, predict_proba, preprocess, save_pretrained
+from ferfacenet import (
+    WeightsError,
+    load_pretrained,
+    predict_proba,
+    preprocess,
+    save_pretrained,
+)
 
 
 def read(folder: Path, names: tuple[str, ...]) -> tuple[Tensor, Tensor, int]:
@@ -56,7 +62,13 @@ def main() -> None:
     parser.add_argument("--weights", default="fer2013")
     options = parser.parse_args()
     torch.manual_seed(0)
-    model = load_pretrained(options.weights)
+    if options.photos.resolve() in options.out.resolve().parents:
+        sys.exit(f"{options.out}: is in {options.photos}, where folders are classes; name another")
+    try:
+        options.out.mkdir(parents=True, exist_ok=True)  # now, so that no training is lost
+        model = load_pretrained(options.weights)
+    except (OSError, WeightsError) as error:
+        sys.exit(str(error))
     folders = sorted(path for path in options.photos.glob("[!.]*") if path.is_dir())
     if len(folders) < 2:
         sys.exit(f"{options.photos}: has to be a folder of two folders or more, one for each class")

@@ -10,7 +10,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from itertools import groupby
 from pathlib import Path
 
@@ -40,6 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         elif isinstance(stream, io.TextIOWrapper):  # a file name that the console cannot show
             stream.reconfigure(errors="backslashreplace", line_buffering=True)
     options = _parser().parse_args(arguments)
+    _import_reading()
     before = signal.signal(signal.SIGTERM, _terminate)
     try:
         with warnings.catch_warnings():
@@ -59,6 +60,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         signal.signal(signal.SIGTERM, before)
 
 
+def _import_reading() -> None:
+    """Import what takes seconds while Ctrl-C ends the process by itself: what C++ is initialising
+    then drops Python's KeyboardInterrupt, or dies of it."""
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.default_int_handler:  # it may be ignored, as by nohup
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    import ferfacenet.command.read  # noqa: F401
+
+    signal.signal(signal.SIGINT, before)
+
+
 def _terminate(*_: object) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # timeout(1) sends it twice
     raise KeyboardInterrupt(signal.SIGTERM)
@@ -70,7 +82,7 @@ def _main(options: argparse.Namespace) -> int:
         from ferfacenet.command.inputs import check_written, find_inputs, place_plots
 
         inputs, fine = find_inputs(options)
-        inputs = place_plots(options.plot, inputs) if options.plot else inputs
+        inputs = place_plots(options.plot, inputs) if options.plot and inputs else inputs
         check_written(options.output, inputs)
         output = write_to(options.output) if options.output else nullcontext()
         if options.list:
@@ -90,7 +102,7 @@ def _main(options: argparse.Namespace) -> int:
         return 2
     from ferfacenet.command.read import read_photos, read_video
 
-    with output:
+    with suppress(_NothingReadError), output:
         videos = [item.video for item in inputs]
         report = Report(options, model.categories, not all(videos), any(videos))
         for video, group in groupby(inputs, lambda item: item.video):
@@ -99,7 +111,13 @@ def _main(options: argparse.Namespace) -> int:
                 continue
             for item in group:
                 fine &= read_video(model, item, report, options)
+        if not (fine or report.count):
+            raise _NothingReadError  # by which an older --output stays
     return int(not fine)
+
+
+class _NothingReadError(Exception):
+    pass
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -122,7 +140,7 @@ def _parser() -> argparse.ArgumentParser:
     form, add = group.add_mutually_exclusive_group().add_argument, group.add_argument
     form("--json", action="store_true", help="one JSON object a line: a photo, or a frame's face")
     form("--csv", action="store_true", help="one line a face, under a header")
-    add("-o", "--output", type=Path, metavar="OUT", help="in place of stdout; whole or absent")
+    add("-o", "--output", type=Path, metavar="OUT", help="in place of stdout (-); whole or absent")
     add("--plot", type=Path, metavar="OUT",
         help="draw the photo with its histograms: a picture file, or a folder for many; of a video "
         "OUT.mp4, .mov, .mkv or .webm with boxes, and OUT-course.png, each person's course")
@@ -160,6 +178,7 @@ def _check(options: argparse.Namespace) -> None:
 
     options.limits = Limits(options.min_size, options.min_score, options.max_faces)
     options.tta = None if options.tta == "none" else options.tta
+    options.output = None if options.output == Path("-") else options.output
     for name, least in {"top": 1, "every": 1, "fps": 0.001, "smooth": 0}.items():
         value = getattr(options, name)
         if value is not None and not value >= least:

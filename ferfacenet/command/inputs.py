@@ -54,7 +54,7 @@ def find_inputs(options: argparse.Namespace) -> tuple[list[Input], bool]:
 
         pillow_heif.register_heif_opener()
     for name in options.files:
-        fine &= _find(name, inputs)
+        fine &= _find(name, inputs, options.plot)
     if videos := [item.name for item in inputs if item.video]:
         if options.align == "never":
             raise ValueError(f"{videos[0]}: --align never is for photos, and this is a video")
@@ -62,8 +62,9 @@ def find_inputs(options: argparse.Namespace) -> tuple[list[Input], bool]:
     return inputs, fine
 
 
-def _find(name: str, inputs: list[Input]) -> bool:
-    """Add what a FILE stands for; returns whether all of it could be seen."""
+def _find(name: str, inputs: list[Input], plots: Path | None) -> bool:
+    """Add what a FILE stands for, without what is in the folder for plots; returns whether all of
+    it could be seen."""
     if name in ("-", "/dev/stdin"):
         if sys.stdin is None or sys.stdin.isatty():
             raise ValueError("-: no photo on stdin; give it one: ferfacenet - < photo.jpg")
@@ -74,7 +75,7 @@ def _find(name: str, inputs: list[Input]) -> bool:
         remedy = "download it first, or read a stream with --stream URL"
         raise ValueError(f"{name}: must be a path, not a URL: {remedy}")
     elif os.path.isdir(name):  # noqa: PTH112  # Path's raises where a folder is locked
-        return _find_inside(Path(name), inputs)
+        return _find_inside(Path(name), inputs, plots)
     elif os.path.isfile(name):  # noqa: PTH113
         inputs.append(_input(Path(name)))
     elif os.path.exists(name):  # noqa: PTH110  # a pipe that nobody writes to would be waited for
@@ -86,11 +87,13 @@ def _find(name: str, inputs: list[Input]) -> bool:
     return True
 
 
-def _find_inside(folder: Path, inputs: list[Input]) -> bool:
-    """Add the photos and videos below a folder, by name."""
+def _find_inside(folder: Path, inputs: list[Input], plots: Path | None) -> bool:
+    """Add the photos and videos below a folder, by name, but for earlier plots."""
     errors, known = list[OSError](), suffixes()
     walk = os.walk(folder, onerror=errors.append)
     inside = sorted(Path(place, name) for place, _, names in walk for name in names)
+    if plots and (place := plots.resolve()) != folder.resolve():
+        inside = [path for path in inside if place not in path.resolve().parents]
     # macOS leaves ._photo.jpg beside photo.jpg on other file systems.
     visible = (path for path in inside if path.name[:2] != "._")
     found = [_input(p) for p in visible if p.suffix.lower() in known or _VIDEO.fullmatch(p.suffix)]

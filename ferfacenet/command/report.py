@@ -43,6 +43,7 @@ class Report:
         """``names`` are the expressions; ``photos`` and ``videos`` whether there are any."""
         self._options, self._names = options, names
         both = options.csv and photos and videos  # of which one table has one first column
+        self.count = 0  # photos and frames that were read
         self._photo, self._video = ("file", "file") if both else ("image", "video")
         columns = [self._photo, *_BOX, "score", "label", "confidence", *names]
         if videos:
@@ -53,6 +54,7 @@ class Report:
             self._table.writeheader()
 
     def photo(self, name: str, faces: Sequence[Face]) -> None:
+        self.count += 1
         start, rows = {self._photo: name}, [face.to_dict() for face in faces]
         if self._options.json:
             tqdm.write(json.dumps(start | {"faces": rows}))
@@ -69,6 +71,7 @@ class Report:
 
     def frame(self, name: str, index: int, seconds: float, faces: Sequence[TrackedFace]) -> None:
         """A line for each face of a video's frame, or one for a frame without; no text."""
+        self.count += 1
         start = {self._video: name, "frame": index, "seconds": round(seconds, 3)}
         rows = [face.to_dict() for face in faces] or [_NOBODY]
         if self._options.csv:
