@@ -453,6 +453,7 @@ def train(
     return config
 
 
+@stoppable("the same command")
 def main(arguments: list[str] | None = None, answers: Answers | None = None) -> None:
     config, out = parse(arguments)
     device = config.device_of()
@@ -489,9 +490,8 @@ def main(arguments: list[str] | None = None, answers: Answers | None = None) -> 
         config = dataclasses.replace(config, epochs=100)  # until the first are measured
     # Now, not in the end, when they may be gone, or others by that name, and all work in vain.
     begun = load_init(config.init) if config.keep else None
-    with stoppable("the same command"):
-        config = with_precision(config, device)
-        trainer = make_trainer(config, training, counts, shares, device, bool(tensors), answers)
+    config = with_precision(config, device)
+    trainer = make_trainer(config, training, counts, shares, device, bool(tensors), answers)
     if tensors:
         trainer.load(tensors)
     with claimed(out), stoppable(f"python tools/train.py --resume {out}"):
