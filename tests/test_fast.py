@@ -138,7 +138,7 @@ def test_takes_less_processor_time_than_the_model() -> None:
     """One thread's time, the least of several in turn: other work on the machine hardly counts.
     Of few views it would be the memory's, which the weights are read from, and where the chip
     multiplies fast, that of turning them into another form."""
-    model, x, threads = make(1.0), views(64), torch.get_num_threads()
+    model, x, threads = make(1.0), views(128), torch.get_num_threads()
     taken: dict[Callable[..., Any], list[float]] = {plain: [], fastly: []}
     torch.set_num_threads(1)
     try:
