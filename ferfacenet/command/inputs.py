@@ -123,9 +123,8 @@ def _input(path: Path) -> Input:
 
 def is_animated(path: Path) -> bool:
     """Whether a file is a picture of several frames that are shown in turn."""
-    PIL.Image.init()
     try:
-        with PIL.Image.open(path, formats=[*PIL.Image.OPEN.keys() & ANIMATIONS]) as picture:
+        with PIL.Image.open(path, formats=ANIMATIONS) as picture:
             return bool(getattr(picture, "is_animated", False))
     except Exception:  # decoders raise nearly anything on broken data
         return False
